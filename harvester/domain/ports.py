@@ -1,0 +1,272 @@
+"""What the harvest needs of its neighbours, as Protocols: Lune, the ledger, the archive.
+
+Absence is None or an empty answer unless a method says otherwise; faults are the errors of
+:mod:`harvester.domain.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from harvester.domain.cadence import Cadence
+from harvester.domain.orders import (
+    Account,
+    CertificateBody,
+    CertificateState,
+    Order,
+    OrderPage,
+    Source,
+    StoredFile,
+)
+from harvester.domain.records import (
+    EVERYTHING,
+    DueLook,
+    FiledCertificate,
+    KnownCertificate,
+    KnownOrder,
+    MissingCertificate,
+    OpenOrder,
+    OrderFilter,
+    Recorded,
+    SweepMark,
+)
+
+
+class Lune(Protocol):
+    """Lune's API, reading. Every call is idempotent and raises ``LuneError`` kinds."""
+
+    async def fetch_own_account(self) -> Account:
+        """Return the key's default account. ``KeyRefused`` when the key is not accepted."""
+        ...
+
+    async def fetch_account(self, account_id: str) -> Account:
+        """Return one account the key may act on."""
+        ...
+
+    async def fetch_accounts(self) -> list[Account]:
+        """Return every account and client account of the key's own mode, the default one first."""
+        ...
+
+    async def fetch_orders(self, account: Account, after: str | None = None) -> OrderPage:
+        """Return one page of 100 orders, newest first, after a cursor."""
+        ...
+
+    async def fetch_order(self, account: Account, order_id: str) -> Order:
+        """Return one order; ``NotFound`` when there is none in this account."""
+        ...
+
+    async def fetch_order_by_key(self, account: Account, idempotency_key: str) -> Order:
+        """Return the order with this idempotency key; ``NotFound`` when there is none."""
+        ...
+
+    async def fetch_certificate(self, account: Account, order_id: str) -> CertificateBody:
+        """Return the order's certificate, unchecked; ``NotFound`` when there is none yet."""
+        ...
+
+
+class Naming(Protocol):
+    """How certificates are named: the archive key of an order's certificate version."""
+
+    def __call__(
+        self,
+        account_id: str,
+        order_id: str,
+        created_at: datetime,
+        version: int,
+        *,
+        interim: bool = False,
+    ) -> str:
+        """Return the key; the same arguments give the same key for ever."""
+        ...
+
+
+class Archive(Protocol):
+    """Where certificates are kept: whole files under final names that never change."""
+
+    async def put(self, key: str, data: bytes) -> StoredFile | None:
+        """Store bytes under a key, durably; None when the key holds other bytes already.
+
+        Idempotent: the same bytes under the same key are found, made durable and returned.
+        Returns only once the file survives a power cut. Raises ``StorageUnavailable``.
+        """
+        ...
+
+    async def read(self, key: str) -> bytes | None:
+        """Return the bytes under a key; None when there are none. Raises ``StorageUnavailable``."""
+        ...
+
+    async def quarantine(self, name: str, data: bytes, reason: str) -> None:
+        """Keep rejected bytes and the reason for inspection, apart from final names.
+
+        Best effort: a full archive loses the inspection copy, never raises.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """Store, sync and remove a file of no meaning; ``StorageUnavailable`` says why not."""
+        ...
+
+    async def digest(self, key: str) -> StoredFile | None:
+        """Hash what lies under a key now; None when there is nothing."""
+        ...
+
+    async def remove_to_quarantine(self, key: str, reason: str) -> None:
+        """Move a file that is not what was stored away from its final name."""
+        ...
+
+    def keys(self) -> Iterable[str]:
+        """Iterate over the keys of all files under final names; blocks, for use in a thread."""
+        ...
+
+
+class Ledger(Protocol):
+    """The record of what was observed and stored.
+
+    Every writing call is one transaction, durable when it returns, and raises
+    ``LedgerUnavailable`` when it did not happen.
+    """
+
+    async def record_accounts(self, found: Sequence[Account], at: datetime) -> None:
+        """Insert or refresh accounts. Idempotent."""
+        ...
+
+    async def modes(self) -> set[str]:
+        """Return the modes (live, test) of all accounts ever recorded."""
+        ...
+
+    async def accounts(self, ids: Collection[str] | None = None) -> list[Account]:
+        """Return recorded accounts: those with these ids, or all."""
+        ...
+
+    async def due_accounts(self, now: datetime, horizon: datetime) -> set[str]:
+        """Return ids of accounts whose newest page is due, parked ones whose time has come too."""
+        ...
+
+    async def accounts_with_due_looks(self, now: datetime, horizon: datetime) -> set[str]:
+        """Return ids of unparked accounts with open orders that are due."""
+        ...
+
+    async def begin_sweep(self, account_id: str) -> SweepMark:
+        """Start a sweep of the account under a new number. Not idempotent."""
+        ...
+
+    async def finish_sweep(
+        self, account_id: str, mark: SweepMark, at: datetime, due: datetime, *, joined: bool
+    ) -> None:
+        """Record a good sweep, lift a parking, and say when the next one is due."""
+        ...
+
+    async def park_account(self, account_id: str, reason: str, until: datetime) -> bool:
+        """Leave an account alone until ``until``; True when it was not parked before."""
+        ...
+
+    async def postpone_sweep(self, account_id: str, due: datetime) -> None:
+        """Set an account's next sweep after a failed one."""
+        ...
+
+    async def due_looks(self, account_id: str, now: datetime, horizon: datetime) -> list[DueLook]:
+        """Return the account's open orders that are due, with their places in the listing."""
+        ...
+
+    async def record_orders(
+        self,
+        account: Account,
+        page: OrderPage,
+        source: Source,
+        at: datetime,
+        cadence: Cadence,
+        sweep: SweepMark | None = None,
+    ) -> Recorded:
+        """Record served orders: new ones, moves, anomalies, what is owed, when to look next."""
+        ...
+
+    async def record_missing(
+        self, account_id: str, order_id: str, at: datetime, due: datetime
+    ) -> None:
+        """Record that Lune answered 404 for a known order; its status stays."""
+        ...
+
+    async def postpone_looks(
+        self, account_id: str, order_ids: Iterable[str], due: datetime
+    ) -> None:
+        """Set when to look again at orders that could not be looked at."""
+        ...
+
+    async def unseen_open(self, account_id: str, before: datetime, scope: OrderFilter) -> list[str]:
+        """Return the account's open orders in scope that were last looked at before an instant."""
+        ...
+
+    async def due_certificates(
+        self,
+        now: datetime,
+        horizon: datetime,
+        limit: int,
+        *,
+        scope: OrderFilter = EVERYTHING,
+        untried_since: datetime | None = None,
+    ) -> list[KnownOrder]:
+        """Return orders whose certificate is to be asked for now, the longest due first.
+
+        With ``untried_since`` a missing certificate that was not asked for since then is due
+        whatever its date. Orders of parked accounts are left out.
+        """
+        ...
+
+    async def certificates(self, account_id: str, order_id: str) -> list[KnownCertificate]:
+        """Return the recorded certificate versions of an order, oldest first."""
+        ...
+
+    def stored_certificates(self) -> AsyncIterator[FiledCertificate]:
+        """Iterate over every recorded certificate version, by key, in constant memory."""
+        ...
+
+    async def reopen_certificate(self, account_id: str, order_id: str, at: datetime) -> None:
+        """Owe an order's certificate anew, due now: its file is missing or changed."""
+        ...
+
+    async def retry_certificates(
+        self, at: datetime, order_ids: Collection[str] | None
+    ) -> list[tuple[str, str]]:
+        """Make missing certificates due now, of these orders or all; return (account, order)."""
+        ...
+
+    async def missing_certificates(self, scope: OrderFilter) -> list[MissingCertificate]:
+        """Return complete orders in scope whose certificate is not in the archive."""
+        ...
+
+    async def open_orders(self, scope: OrderFilter) -> list[OpenOrder]:
+        """Return orders in scope whose status can still change."""
+        ...
+
+    async def earliest_due(self, scope: OrderFilter) -> datetime | None:
+        """Return the earliest date at which something in scope is due."""
+        ...
+
+    async def record_certificate(
+        self,
+        account_id: str,
+        order_id: str,
+        certificate: KnownCertificate,
+        cf_ray: str | None,
+    ) -> None:
+        """Record a stored file as this version. Idempotent for the same version and bytes."""
+        ...
+
+    async def record_certificate_failure(
+        self,
+        order: KnownOrder,
+        at: datetime,
+        *,
+        state: CertificateState,
+        reason: str,
+        due: datetime | None,
+        spent: bool,
+    ) -> None:
+        """Record why a certificate could not be had and when to try again.
+
+        ``due`` None leaves the order's due date alone (its next look asks again); ``spent``
+        counts an attempt.
+        """
+        ...

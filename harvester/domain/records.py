@@ -1,0 +1,114 @@
+"""What passes between the harvest and its ledger: rows it asked for, marks it has to give back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from harvester.domain.lifecycle import Anomaly, Moved
+from harvester.domain.orders import CertificateKind, CertificateState, SetAside, StoredFile
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOrder:
+    """What the harvest has to know of an order in the ledger to go on with it."""
+
+    account_id: str
+    id: str
+    status: str
+    created_at: datetime
+    owed_since: datetime | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCertificate:
+    """A certificate version in the ledger."""
+
+    version: int
+    kind: CertificateKind
+    file: StoredFile
+    stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FiledCertificate:
+    """A recorded certificate version with the order it belongs to."""
+
+    account_id: str
+    order_id: str
+    certificate: KnownCertificate
+
+
+@dataclass(frozen=True, slots=True)
+class MissingCertificate:
+    """A certificate that should be in the archive and is not, and why."""
+
+    account_id: str
+    order_id: str
+    state: CertificateState
+    reason: str | None
+    attempts: int
+    next_try_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOrder:
+    """An order that can still change."""
+
+    account_id: str
+    order_id: str
+    status: str
+    next_check_at: datetime | None
+
+
+@dataclass(slots=True)
+class Recorded:
+    """What one recorded answer changed. ``old`` says that every order on it was known before."""
+
+    seen: int = 0
+    new: int = 0
+    moves: list[tuple[str, Moved]] = field(default_factory=list)
+    anomalies: list[tuple[str, Anomaly]] = field(default_factory=list)
+    set_aside: list[SetAside] = field(default_factory=list)
+    old: bool = True
+    oldest_created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepMark:
+    """Where the following of an account's listing stands.
+
+    ``number`` is this sweep's; an order first recorded in a sweep up to ``joined`` was there
+    when the listing was last read down to known ground, so a page of such orders ends a sweep.
+    ``joined`` is 0 until the listing was once read to its end.
+    """
+
+    number: int
+    joined: int
+
+
+@dataclass(frozen=True, slots=True)
+class DueLook:
+    """An open order whose look is due, and its place in its account's listing, newest 0."""
+
+    order_id: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFilter:
+    """Which orders are meant; None means any. ``since`` is inclusive, ``until`` exclusive.
+
+    Both are about ``created_at``. ``certificate`` is a state of :class:`CertificateState` or
+    ``none`` for orders that owe none.
+    """
+
+    accounts: frozenset[str] | None = None
+    status: str | None = None
+    certificate: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+EVERYTHING = OrderFilter()

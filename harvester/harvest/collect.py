@@ -1,0 +1,258 @@
+"""Fetch the certificates that are owed, check them, file them, record them: each once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import structlog
+
+from harvester.domain import cadence as dates
+from harvester.domain.cadence import Cadence
+from harvester.domain.errors import (
+    AccountRefused,
+    CertificateRejected,
+    KeyRefused,
+    LuneError,
+    NotFound,
+    StorageUnavailable,
+)
+from harvester.domain.lifecycle import COMPLETE
+from harvester.domain.orders import (
+    Account,
+    CertificateBody,
+    CertificateKind,
+    CertificateState,
+    StoredFile,
+)
+from harvester.domain.ports import Archive, Ledger, Lune, Naming
+from harvester.domain.records import EVERYTHING, KnownCertificate, KnownOrder, OrderFilter
+from harvester.harvest.reports import CollectReport
+from harvester.harvest.stopping import Stop, in_parallel
+
+log = structlog.get_logger()
+
+AT_ONCE = 8
+"""Downloads in flight: at 12 requests a second and 200 ms each, three are ever busy."""
+
+_BATCH = 200
+_MOST_VERSIONS = 1000
+
+
+class Collector:
+    """Brings owed certificates into the archive.
+
+    ``check`` raises ``CertificateRejected`` for bytes that are not a whole PDF.
+    """
+
+    def __init__(
+        self,
+        lune: Lune,
+        ledger: Ledger,
+        archive: Archive,
+        *,
+        name: Naming,
+        check: Callable[[bytes], None],
+        cadence: Cadence,
+        clock: Callable[[], datetime],
+        stop: Stop,
+    ) -> None:
+        self._lune = lune
+        self._ledger = ledger
+        self._archive = archive
+        self._name = name
+        self._check = check
+        self._cadence = cadence
+        self._clock = clock
+        self._stop = stop
+        self._trouble: str | None = None
+
+    async def run_once(
+        self,
+        scope: OrderFilter = EVERYTHING,
+        untried_since: datetime | None = None,
+        progress: Callable[[CollectReport], None] = lambda _: None,
+    ) -> CollectReport:
+        """Fetch what is due until nothing is; stop early when the archive takes no files.
+
+        A storage fault is no order's fault: nothing is charged to an order and all stay due.
+        """
+        report = CollectReport(storage=await self._storage_trouble())
+        accounts = {account.id: account for account in await self._ledger.accounts()}
+
+        async def collect(order: KnownOrder) -> None:
+            if report.storage is None:
+                await self._collect(order, accounts[order.account_id], report)
+                progress(report)
+
+        before: list[KnownOrder] = []
+        while not self._stop.asked and report.storage is None:
+            now = self._clock()
+            batch = await self._ledger.due_certificates(
+                now, self._cadence.horizon(now), _BATCH, scope=scope, untried_since=untried_since
+            )
+            if not batch or batch == before:
+                break
+            await in_parallel(batch, collect, width=AT_ONCE, stop=self._stop, name="collect")
+            before = batch
+        if report.storage is not None and self._trouble is None:
+            log.warning("archive takes no files", reason=report.storage)
+        self._trouble = report.storage
+        return report
+
+    async def _storage_trouble(self) -> str | None:
+        """Tell whether the archive still takes no files, before any certificate is asked for."""
+        if self._trouble is None:
+            return None
+        try:
+            await self._archive.probe()
+        except StorageUnavailable as error:
+            return str(error)
+        log.info("archive takes files again")
+        return None
+
+    async def _collect(self, order: KnownOrder, account: Account, report: CollectReport) -> None:
+        """Get one certificate as far as it goes now; every outcome is recorded."""
+        try:
+            versions = await self._ledger.certificates(order.account_id, order.id)
+            if await self._adopt(order, versions):
+                report.adopted += 1
+                return
+            body = await self._lune.fetch_certificate(account, order.id)
+            await asyncio.to_thread(self._check, body.data)
+            await self._file(order, versions, body)
+        except NotFound as error:
+            report.not_yet += 1
+            await self._not_yet(order, error)
+        except KeyRefused:
+            raise
+        except AccountRefused as error:
+            until = self._cadence.next_try_of_parked(self._clock())
+            if await self._ledger.park_account(account.id, str(error), until):
+                log.warning("account parked", account=account.id, reason=str(error))
+        except LuneError as error:
+            report.failed += 1
+            await self._failed(order, CertificateState.OWED, str(error), error.cf_ray)
+        except CertificateRejected as error:
+            report.failed += 1
+            await self._archive.quarantine(order.id, body.data, str(error))
+            await self._failed(order, CertificateState.FAILED, str(error), body.cf_ray)
+        except StorageUnavailable as error:
+            report.storage = str(error)
+        else:
+            report.filed += 1
+            report.bytes += len(body.data)
+
+    async def _adopt(self, order: KnownOrder, versions: Sequence[KnownCertificate]) -> bool:
+        """Record whole files that lie under this order's next names without a row.
+
+        A crash between a file and its row leaves one, and so does a ledger that was lost.
+        """
+        adopted = False
+        for version in range(_next(versions), _MOST_VERSIONS):
+            key = self._key(order, version)
+            data = await self._archive.read(key)
+            if data is None:
+                break
+            try:
+                await asyncio.to_thread(self._check, data)
+            except CertificateRejected:
+                break  # not ours; it is left alone and a free name is found when filing
+            file = await self._archive.put(key, data)
+            if file is None:
+                break
+            await self._record(order, version, file, None, "certificate adopted")
+            adopted = True
+        return adopted
+
+    async def _file(
+        self, order: KnownOrder, versions: Sequence[KnownCertificate], body: CertificateBody
+    ) -> None:
+        """Store bytes under the version they are, or as the next one; then record it."""
+        sha256 = hashlib.sha256(body.data).hexdigest()
+        same = [known for known in versions if known.file.sha256 == sha256]
+        names = [(known.version, known.file.key) for known in same]
+        names += ((n, self._key(order, n)) for n in range(_next(versions), _MOST_VERSIONS))
+        for version, key in names:
+            file = await self._archive.put(key, body.data)
+            if file is not None:
+                await self._record(order, version, file, body.cf_ray, "certificate filed")
+                return
+        raise StorageUnavailable(f"order {order.id}: {_MOST_VERSIONS} names are taken")
+
+    def _key(self, order: KnownOrder, version: int) -> str:
+        interim = _kind(order) is CertificateKind.INTERIM
+        return self._name(order.account_id, order.id, order.created_at, version, interim=interim)
+
+    async def _record(
+        self, order: KnownOrder, version: int, file: StoredFile, cf_ray: str | None, event: str
+    ) -> None:
+        certificate = KnownCertificate(version, _kind(order), file, self._clock())
+        await self._ledger.record_certificate(order.account_id, order.id, certificate, cf_ray)
+        log.info(
+            event,
+            account=order.account_id,
+            order=order.id,
+            version=version,
+            kind=certificate.kind,
+            size=file.size,
+            sha256=file.sha256,
+            cf_ray=cf_ray,
+        )
+
+    async def _not_yet(self, order: KnownOrder, error: LuneError) -> None:
+        now = self._clock()
+        if order.status != COMPLETE:
+            # Not a fault: an order may retire for months before there is a certificate.
+            await self._ledger.record_certificate_failure(
+                order, now, state=CertificateState.OWED, reason="none yet", due=None, spent=False
+            )
+            return
+        state = dates.state_while_missing(now, order.owed_since or now)
+        await self._ledger.record_certificate_failure(
+            order,
+            now,
+            state=state,
+            reason="Lune answers 404: there is none yet",
+            due=dates.next_try_not_yet(now, order.attempts),
+            spent=True,
+        )
+        log.warning(
+            "certificate missing",
+            account=order.account_id,
+            order=order.id,
+            attempts=order.attempts + 1,
+            state=state,
+            cf_ray=error.cf_ray,
+        )
+
+    async def _failed(
+        self, order: KnownOrder, state: CertificateState, reason: str, cf_ray: str | None
+    ) -> None:
+        now = self._clock()
+        due = dates.next_try_after_fault(now, order.attempts) if _is_final(order) else None
+        await self._ledger.record_certificate_failure(
+            order, now, state=state, reason=reason, due=due, spent=True
+        )
+        log.warning(
+            "certificate not had",
+            account=order.account_id,
+            order=order.id,
+            attempts=order.attempts + 1,
+            reason=reason,
+            cf_ray=cf_ray,
+        )
+
+
+def _is_final(order: KnownOrder) -> bool:
+    return order.status == COMPLETE
+
+
+def _kind(order: KnownOrder) -> CertificateKind:
+    return CertificateKind.FINAL if _is_final(order) else CertificateKind.INTERIM
+
+
+def _next(versions: Sequence[KnownCertificate]) -> int:
+    return versions[-1].version + 1 if versions else 1

@@ -1,0 +1,31 @@
+"""What a step of the harvest did; the daemon logs it, a drain adds it up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class SweepReport:
+    """One round over accounts: what was seen, what changed, which accounts could not be swept."""
+
+    accounts: int = 0
+    seen: int = 0
+    new: int = 0
+    changed: int = 0
+    anomalies: int = 0
+    set_aside: dict[tuple[str, str], str] = field(default_factory=dict)
+    parked: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class CollectReport:
+    """One round over missing certificates; ``storage`` is set when the archive takes none."""
+
+    filed: int = 0
+    adopted: int = 0
+    not_yet: int = 0
+    failed: int = 0
+    bytes: int = 0
+    storage: str | None = None

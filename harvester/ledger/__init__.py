@@ -1,0 +1,1 @@
+"""The record of what was observed and stored: SQLite, one writer, one transaction a write."""

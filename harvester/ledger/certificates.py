@@ -1,0 +1,249 @@
+"""Certificates in the ledger: which are due, which are stored, why others are not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, case, or_, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from harvester.domain.lifecycle import COMPLETE
+from harvester.domain.orders import CertificateKind, CertificateState, StoredFile
+from harvester.domain.records import (
+    EVERYTHING,
+    FiledCertificate,
+    KnownCertificate,
+    KnownOrder,
+    MissingCertificate,
+    OrderFilter,
+)
+from harvester.ledger.engine import Database
+from harvester.ledger.filters import AWAITS_CERTIFICATE, MISSING, conditions, is_due
+from harvester.ledger.tables import accounts, certificates, orders
+
+_CHUNK = 500
+
+
+class CertificateRecords:
+    """The certificate part of :class:`harvester.domain.ports.Ledger`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def due_certificates(
+        self,
+        now: datetime,
+        horizon: datetime,
+        limit: int,
+        *,
+        scope: OrderFilter = EVERYTHING,
+        untried_since: datetime | None = None,
+    ) -> list[KnownOrder]:
+        """See the port."""
+        due = or_(
+            and_(orders.c.status == COMPLETE, is_due(orders.c.next_check_at, now, horizon)),
+            # An interim certificate has no date of its own: each look asks for it once.
+            and_(
+                orders.c.status != COMPLETE,
+                or_(orders.c.tried_at.is_(None), orders.c.tried_at < orders.c.last_seen_at),
+            ),
+        )
+        if untried_since is not None:
+            due = or_(due, orders.c.tried_at.is_(None), orders.c.tried_at < untried_since)
+        query = (
+            select(orders)
+            .join(accounts, accounts.c.id == orders.c.account_id)
+            .where(
+                orders.c.certificate_state.in_(MISSING),
+                accounts.c.parked_reason.is_(None),
+                due,
+                *conditions(scope),
+            )
+            .order_by(orders.c.next_check_at)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return [_known(row) for row in await connection.execute(query)]
+
+    async def certificates(self, account_id: str, order_id: str) -> list[KnownCertificate]:
+        """See the port."""
+        query = (
+            select(certificates)
+            .where(certificates.c.account_id == account_id, certificates.c.order_id == order_id)
+            .order_by(certificates.c.version)
+        )
+        async with self._database.read() as connection:
+            return [known_certificate(row) for row in await connection.execute(query)]
+
+    async def stored_certificates(self) -> AsyncIterator[FiledCertificate]:
+        """See the port."""
+        last = ""
+        while True:
+            query = (
+                select(certificates)
+                .where(certificates.c.key > last)
+                .order_by(certificates.c.key)
+                .limit(_CHUNK)
+            )
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query)).all()
+            for row in rows:
+                yield FiledCertificate(row.account_id, row.order_id, known_certificate(row))
+            if len(rows) < _CHUNK:
+                return
+            last = rows[-1].key
+
+    async def reopen_certificate(self, account_id: str, order_id: str, at: datetime) -> None:
+        """See the port."""
+        this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
+        owed = {"certificate_state": CertificateState.OWED, "owed_since": at, "attempts": 0}
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(update(orders).where(this).values(**owed, tried_at=None))
+            await connection.execute(
+                update(orders).where(this, orders.c.status == COMPLETE).values(next_check_at=at)
+            )
+
+        await self._database.write(work)
+
+    async def retry_certificates(
+        self, at: datetime, order_ids: Collection[str] | None
+    ) -> list[tuple[str, str]]:
+        """See the port."""
+        chosen = [orders.c.certificate_state.in_(MISSING)]
+        if order_ids is not None:
+            chosen.append(orders.c.id.in_(list(order_ids)))
+
+        async def work(connection: AsyncConnection) -> list[tuple[str, str]]:
+            due = case((orders.c.status == COMPLETE, at), else_=orders.c.next_check_at)
+            rows = await connection.execute(
+                update(orders)
+                .where(*chosen)
+                .values(next_check_at=due, attempts=0, tried_at=None)
+                .returning(orders.c.account_id, orders.c.id)
+            )
+            return [(row.account_id, row.id) for row in rows]
+
+        return await self._database.write(work)
+
+    async def missing_certificates(self, scope: OrderFilter) -> list[MissingCertificate]:
+        """See the port."""
+        query = (
+            select(orders)
+            .where(AWAITS_CERTIFICATE, *conditions(scope))
+            .order_by(orders.c.account_id, orders.c.id)
+        )
+        async with self._database.read() as connection:
+            return [
+                MissingCertificate(
+                    account_id=row.account_id,
+                    order_id=row.id,
+                    state=CertificateState(row.certificate_state),
+                    reason=row.failure_reason,
+                    attempts=row.attempts,
+                    next_try_at=row.next_check_at,
+                )
+                for row in await connection.execute(query)
+            ]
+
+    async def record_certificate(
+        self,
+        account_id: str,
+        order_id: str,
+        certificate: KnownCertificate,
+        cf_ray: str | None,
+    ) -> None:
+        """See the port."""
+
+        async def work(connection: AsyncConnection) -> None:
+            file = certificate.file
+            await connection.execute(
+                insert(certificates)
+                .values(
+                    account_id=account_id,
+                    order_id=order_id,
+                    version=certificate.version,
+                    kind=certificate.kind,
+                    key=file.key,
+                    sha256=file.sha256,
+                    size=file.size,
+                    stored_at=certificate.stored_at,
+                    cf_ray=cf_ray,
+                )
+                # What was interim may turn out to be final; bytes, name and date never change.
+                .on_conflict_do_update(
+                    index_elements=["account_id", "order_id", "version"],
+                    set_={"kind": certificate.kind},
+                    where=certificates.c.sha256 == file.sha256,
+                )
+            )
+            final = orders.c.status == COMPLETE
+            this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
+            stored = {
+                "certificate_state": CertificateState.STORED,
+                "tried_at": certificate.stored_at,
+                "failure_reason": None,
+            }
+            await connection.execute(update(orders).where(this).values(**stored))
+            await connection.execute(update(orders).where(this, final).values(next_check_at=None))
+
+        await self._database.write(work)
+
+    async def record_certificate_failure(
+        self,
+        order: KnownOrder,
+        at: datetime,
+        *,
+        state: CertificateState,
+        reason: str,
+        due: datetime | None,
+        spent: bool,
+    ) -> None:
+        """See the port."""
+        values: dict[str, Any] = {
+            "certificate_state": state,
+            "failure_reason": reason,
+            "tried_at": at,
+            "attempts": order.attempts + int(spent),
+        }
+        if due is not None:
+            values["next_check_at"] = due
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                update(orders)
+                .where(
+                    orders.c.account_id == order.account_id,
+                    orders.c.id == order.id,
+                    # The order may have completed meanwhile: then a new certificate is owed.
+                    orders.c.status == order.status,
+                    orders.c.certificate_state.in_(MISSING),
+                )
+                .values(**values)
+            )
+
+        await self._database.write(work)
+
+
+def _known(row: Any) -> KnownOrder:
+    return KnownOrder(
+        account_id=row.account_id,
+        id=row.id,
+        status=row.status,
+        created_at=row.created_at,
+        owed_since=row.owed_since,
+        attempts=row.attempts,
+    )
+
+
+def known_certificate(row: Any) -> KnownCertificate:
+    """Return a row of the certificates table as what it means."""
+    return KnownCertificate(
+        version=row.version,
+        kind=CertificateKind(row.kind),
+        file=StoredFile(row.key, row.sha256, row.size),
+        stored_at=row.stored_at,
+    )

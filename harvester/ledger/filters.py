@@ -1,0 +1,43 @@
+"""Conditions on orders that several parts of the ledger ask with."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_
+
+from harvester.domain.lifecycle import COMPLETE
+from harvester.domain.orders import CertificateState
+from harvester.domain.records import OrderFilter
+from harvester.ledger.tables import orders
+
+MISSING = (CertificateState.OWED, CertificateState.FAILED)
+"""The states of a certificate that should be in the archive and is not."""
+
+AWAITS_CERTIFICATE = and_(orders.c.status == COMPLETE, orders.c.certificate_state.in_(MISSING))
+"""Such an order's due date is its certificate's; every other due date is a look's."""
+
+
+def conditions(scope: OrderFilter) -> list[ColumnElement[bool]]:
+    """Return the filter as conditions on the orders table."""
+    found: list[ColumnElement[bool]] = []
+    if scope.accounts is not None:
+        found.append(orders.c.account_id.in_(scope.accounts))
+    if scope.status is not None:
+        found.append(orders.c.status == scope.status)
+    if scope.certificate == "none":
+        found.append(orders.c.certificate_state.is_(None))
+    elif scope.certificate is not None:
+        found.append(orders.c.certificate_state == scope.certificate)
+    if scope.since is not None:
+        found.append(orders.c.created_at >= scope.since)
+    if scope.until is not None:
+        found.append(orders.c.created_at < scope.until)
+    return found
+
+
+def is_due(column: Any, now: datetime, horizon: datetime) -> ColumnElement[bool]:
+    """Tell whether a date has come."""
+    # A date beyond the horizon was written while the clock was wrong.
+    return or_(column <= now, column > horizon)

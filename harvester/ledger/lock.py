@@ -1,0 +1,104 @@
+"""The lock that lets one harvester write a ledger, and tells the others who that is.
+
+An advisory lock on a file of its own: the kernel lifts it when the holder dies, however it dies,
+and the database file is never opened outside SQLite (closing it would drop SQLite's own locks).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from harvester.domain.errors import LedgerHeld, LedgerUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a ledger: process id, host, what it runs, since when (RFC 3339 UTC)."""
+
+    pid: int
+    host: str
+    command: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"harvester {self.command}, process {self.pid} on {self.host}, since {self.since}"
+
+
+class LedgerLock:
+    """Hold the ledger while inside; ``LedgerHeld`` at once when another does."""
+
+    def __init__(self, ledger: Path, command: str) -> None:
+        self._path = lock_path(ledger)
+        self._command = command
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(self._path, flags, 0o600)
+        except OSError as error:
+            raise LedgerUnavailable(f"{self._path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read(descriptor)
+            os.close(descriptor)
+            raise LedgerHeld(f"the ledger is held by {holder or 'another process'}") from None
+        self._descriptor = descriptor
+        holder = Holder(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            command=self._command,
+            since=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._descriptor is not None:
+            # The file stays: unlinking it would let two processes lock two files of one name.
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def lock_path(ledger: Path) -> Path:
+    """Return the lock's file, beside the ledger."""
+    return ledger.with_name(ledger.name + ".lock")
+
+
+def holder_of(ledger: Path) -> Holder | None:
+    """Return who holds the ledger now; None when nobody does."""
+    try:
+        descriptor = os.open(lock_path(ledger), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read(descriptor) or Holder(0, "unknown host", "(starting)", "just now")
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int) -> Holder | None:
+    try:
+        return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
+    except (ValueError, TypeError, OSError):
+        return None

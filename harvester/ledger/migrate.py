@@ -1,0 +1,179 @@
+"""Make, upgrade and copy the ledger's file.
+
+Alembic runs the chain in ``migrations/`` on a connection of its own, with foreign keys off (its
+batch mode would delete child rows) and checked afterwards, in one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
+
+HEAD = "0001"
+"""The schema this release works with."""
+
+REVISIONS = ("0001",)
+"""The chain, oldest first; a revision not in it comes from a newer release."""
+
+
+def current(path: Path) -> str | None:
+    """Return the revision of the ledger at ``path``; None when there is no ledger yet."""
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables == 0:
+                return None
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            raise LedgerDamaged(f"{path}: a database, but not a ledger of the harvester") from None
+        raise LedgerUnavailable(f"{path}: cannot be read: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise LedgerDamaged(
+            f"{path}: not a ledger, or damaged ({error}); left as it is. "
+            "Restore a backup, or move it away and let a new ledger be built from Lune and the "
+            "archive"
+        ) from error
+    if row is None:
+        raise LedgerDamaged(f"{path}: a ledger without a schema revision")
+    return str(row[0])
+
+
+def require_current(path: Path) -> None:
+    """Refuse a ledger that a reader cannot use, with what to do about it."""
+    revision = current(path)
+    if revision is None:
+        raise ConfigurationError(
+            f"{path}: no ledger yet; `harvester run` or `harvester db upgrade` makes it"
+        )
+    _refuse_newer(path, revision)
+    if revision != HEAD:
+        raise ConfigurationError(
+            f"{path}: schema {revision}, older than {HEAD}; `harvester db upgrade` brings it on"
+        )
+
+
+def _refuse_newer(path: Path, revision: str) -> None:
+    if revision not in REVISIONS:
+        raise ConfigurationError(
+            f"{path}: schema {revision} is newer than this release knows ({HEAD}); install the "
+            "release that wrote it, or restore the backup made before its upgrade"
+        )
+
+
+def upgrade(path: Path) -> tuple[str | None, Path | None]:
+    """Bring the ledger to :data:`HEAD`; return the revision before and the backup made.
+
+    An empty or missing ledger is made, an older one is copied beside itself first, a newer one is
+    refused (``ConfigurationError``) before anything is written. The caller holds the lock.
+    """
+    before = current(path)
+    if before == HEAD:
+        return before, None
+    backup_path = None
+    if before is not None:
+        _refuse_newer(path, before)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        backup_path = path.with_name(f"{path.name}.before-{HEAD}-{stamp}")
+        backup(path, backup_path)
+    if not path.exists():
+        _create(path)
+    try:
+        _run_alembic(path)
+    except sqlite3.Error as error:
+        raise LedgerUnavailable(f"{path}: could not be upgraded: {error}") from error
+    return before, backup_path
+
+
+def _create(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise LedgerUnavailable(f"{path}: cannot be made: {error.strerror}") from error
+
+
+def _run_alembic(path: Path) -> None:
+    from alembic import command  # 0.6 s of imports, needed once per release
+    from alembic.config import Config
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.exc import DBAPIError
+
+    engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
+
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, HEAD)
+            broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+            if broken:
+                raise LedgerDamaged(f"{path}: {len(broken)} rows without the row they belong to")
+    except DBAPIError as error:
+        raise LedgerUnavailable(f"{path}: could not be upgraded: {error.orig}") from error
+    finally:
+        engine.dispose()
+
+
+def migrations_folder() -> Path:
+    """Return the migration chain: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise ConfigurationError("the migrations are not installed; install the harvester again")
+
+
+def backup(path: Path, target: Path) -> None:
+    """Copy a ledger consistently and durably, also while a daemon writes it.
+
+    ``target`` must not exist. SQLite's online backup copies; the file appears under its name only
+    when it is whole and on disk.
+    """
+    if target.exists():
+        raise ConfigurationError(f"{target}: exists already; name a new file")
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with (
+            closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(partial)) as copy,
+        ):
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.link(partial, target)
+        _sync_folder(target.parent)
+    except (sqlite3.Error, OSError) as error:
+        raise LedgerUnavailable(f"{target}: no backup could be made: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

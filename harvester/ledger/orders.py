@@ -1,0 +1,144 @@
+"""Orders in the ledger: what is due to be looked at, and what looking brought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlalchemy import and_, bindparam, func, not_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from harvester.domain.cadence import Cadence
+from harvester.domain.lifecycle import TERMINAL, Anomaly, AnomalyKind
+from harvester.domain.orders import Account, OrderPage, Source
+from harvester.domain.records import DueLook, OpenOrder, OrderFilter, Recorded, SweepMark
+from harvester.ledger.engine import Database
+from harvester.ledger.filters import AWAITS_CERTIFICATE, conditions, is_due
+from harvester.ledger.recording import Recorder, count_anomaly
+from harvester.ledger.tables import accounts, orders
+
+
+class OrderRecords:
+    """The order part of :class:`harvester.domain.ports.Ledger`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def accounts_with_due_looks(self, now: datetime, horizon: datetime) -> set[str]:
+        """See the port."""
+        query = (
+            select(orders.c.account_id)
+            .distinct()
+            .join(accounts, accounts.c.id == orders.c.account_id)
+            .where(
+                is_due(orders.c.next_check_at, now, horizon),
+                not_(AWAITS_CERTIFICATE),
+                accounts.c.parked_reason.is_(None),
+            )
+        )
+        async with self._database.read() as connection:
+            return set(await connection.scalars(query))
+
+    async def due_looks(self, account_id: str, now: datetime, horizon: datetime) -> list[DueLook]:
+        """See the port."""
+        mine = orders.c.account_id == account_id
+        due = and_(mine, is_due(orders.c.next_check_at, now, horizon), not_(AWAITS_CERTIFICATE))
+        async with self._database.read() as connection:
+            oldest = (
+                await connection.execute(select(func.min(orders.c.created_at)).where(due))
+            ).scalar()
+            if oldest is None:
+                return []
+            # A place in the listing is the number of newer orders: newest first (order guide).
+            place = func.row_number().over(order_by=orders.c.created_at.desc()) - 1
+            listing = (
+                select(orders.c.id, place.label("place"))
+                .where(mine, orders.c.created_at >= oldest)
+                .subquery()
+            )
+            rows = await connection.execute(
+                select(listing).join(orders, and_(mine, orders.c.id == listing.c.id)).where(due)
+            )
+            return [DueLook(row.id, row.place) for row in rows]
+
+    async def unseen_open(self, account_id: str, before: datetime, scope: OrderFilter) -> list[str]:
+        """See the port."""
+        query = select(orders.c.id).where(
+            orders.c.account_id == account_id,
+            orders.c.status.not_in(TERMINAL),
+            orders.c.last_seen_at < before,
+            *conditions(scope),
+        )
+        async with self._database.read() as connection:
+            return list(await connection.scalars(query))
+
+    async def record_orders(
+        self,
+        account: Account,
+        page: OrderPage,
+        source: Source,
+        at: datetime,
+        cadence: Cadence,
+        sweep: SweepMark | None = None,
+    ) -> Recorded:
+        """See the port."""
+
+        async def work(connection: AsyncConnection) -> Recorded:
+            return await Recorder(connection, account, source, at, cadence, sweep).record(page)
+
+        return await self._database.write(work)
+
+    async def record_missing(
+        self, account_id: str, order_id: str, at: datetime, due: datetime
+    ) -> None:
+        """See the port."""
+
+        async def work(connection: AsyncConnection) -> None:
+            this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
+            status = await connection.scalar(select(orders.c.status).where(this))
+            if status is None:
+                return
+            await connection.execute(
+                update(orders)
+                .where(this)
+                .values(missing_since=func.coalesce(orders.c.missing_since, at), next_check_at=due)
+            )
+            odd = Anomaly(status, "", AnomalyKind.NOT_FOUND, at)
+            await count_anomaly(connection, account_id, order_id, odd)
+
+        await self._database.write(work)
+
+    async def postpone_looks(
+        self, account_id: str, order_ids: Iterable[str], due: datetime
+    ) -> None:
+        """See the port."""
+        rows = [{"b_id": order_id} for order_id in order_ids]
+        if not rows:
+            return
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                update(orders)
+                .where(orders.c.account_id == account_id, orders.c.id == bindparam("b_id"))
+                .values(next_check_at=due),
+                rows,
+            )
+
+        await self._database.write(work)
+
+    async def open_orders(self, scope: OrderFilter) -> list[OpenOrder]:
+        """See the port."""
+        query = (
+            select(orders.c.account_id, orders.c.id, orders.c.status, orders.c.next_check_at)
+            .where(orders.c.status.not_in(TERMINAL), *conditions(scope))
+            .order_by(orders.c.account_id, orders.c.created_at.desc())
+        )
+        async with self._database.read() as connection:
+            return [OpenOrder(*row) for row in await connection.execute(query)]
+
+    async def earliest_due(self, scope: OrderFilter) -> datetime | None:
+        """See the port."""
+        query = select(func.min(orders.c.next_check_at)).where(*conditions(scope))
+        async with self._database.read() as connection:
+            earliest: datetime | None = await connection.scalar(query)
+            return earliest

@@ -1,0 +1,234 @@
+"""What people and other programs ask the ledger: orders, one order whole, the state of things."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, and_, func, or_, select
+
+from harvester.domain.records import EVERYTHING, KnownCertificate, OrderFilter
+from harvester.ledger.certificates import known_certificate
+from harvester.ledger.engine import Database
+from harvester.ledger.filters import conditions
+from harvester.ledger.tables import (
+    accounts,
+    anomalies,
+    certificates,
+    documents,
+    orders,
+    set_aside,
+    transitions,
+)
+
+_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """An order as the ledger has it, with its newest certificate."""
+
+    account_id: str
+    id: str
+    idempotency_key: str | None
+    status: str
+    quantity: str | None
+    metadata: Mapping[str, Any]
+    created_at: datetime
+    first_seen_at: datetime
+    last_seen_at: datetime
+    next_check_at: datetime | None
+    mode: str
+    beneficiary: str | None
+    missing_since: datetime | None
+    certificate_state: str | None
+    attempts: int
+    failure_reason: str | None
+    certificate: KnownCertificate | None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderDetail:
+    """One order whole: its row, its chain, its certificate versions, what was odd."""
+
+    order: OrderRow
+    transitions: Sequence[Any]
+    certificates: Sequence[KnownCertificate]
+    anomalies: Sequence[Any]
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The state of things: counts by status and by certificate, accounts, what is due."""
+
+    by_status: Mapping[str, int]
+    by_certificate: Mapping[str, int]
+    accounts: Sequence[Any]
+    anomalies: int
+    set_aside: Sequence[Any]
+    overdue: int
+    next_wake_at: datetime | None
+
+
+def _with_newest_certificate(scope: OrderFilter) -> Select[Any]:
+    newest = (
+        select(func.max(certificates.c.version))
+        .where(
+            certificates.c.account_id == orders.c.account_id,
+            certificates.c.order_id == orders.c.id,
+        )
+        .correlate(orders)
+        .scalar_subquery()
+    )
+    this = and_(
+        certificates.c.account_id == orders.c.account_id,
+        certificates.c.order_id == orders.c.id,
+        certificates.c.version == newest,
+    )
+    file = [column for column in certificates.c if column.name not in orders.c]
+    return select(orders, *file).outerjoin(certificates, this).where(*conditions(scope))
+
+
+async def stream_orders(
+    database: Database, scope: OrderFilter = EVERYTHING, limit: int | None = None
+) -> AsyncIterator[OrderRow]:
+    """Yield orders, newest first, in constant memory.
+
+    Read a chunk at a time, each from its own short view: a reader that is slow to consume must
+    not hold the write-ahead log back.
+    """
+    place: tuple[datetime, str, str] | None = None
+    left = limit
+    while left is None or left > 0:
+        size = _CHUNK if left is None else min(_CHUNK, left)
+        query = _with_newest_certificate(scope)
+        if place is not None:
+            created_at, account_id, order_id = place
+            query = query.where(
+                or_(
+                    orders.c.created_at < created_at,
+                    and_(
+                        orders.c.created_at == created_at,
+                        or_(
+                            orders.c.account_id > account_id,
+                            and_(orders.c.account_id == account_id, orders.c.id > order_id),
+                        ),
+                    ),
+                )
+            )
+        query = query.order_by(orders.c.created_at.desc(), orders.c.account_id, orders.c.id).limit(
+            size
+        )
+        async with database.read() as connection:
+            rows = [_order_row(row) for row in await connection.execute(query)]
+        for row in rows:
+            yield row
+        if len(rows) < size:
+            return
+        place = (rows[-1].created_at, rows[-1].account_id, rows[-1].id)
+        left = None if left is None else left - len(rows)
+
+
+async def find_orders(
+    database: Database, reference: str, account_id: str | None = None
+) -> list[OrderDetail]:
+    """Return the orders with this id or idempotency key, whole; several accounts may have one."""
+    query = _with_newest_certificate(EVERYTHING).where(
+        or_(orders.c.id == reference, orders.c.idempotency_key == reference)
+    )
+    if account_id is not None:
+        query = query.where(orders.c.account_id == account_id)
+    found = []
+    async with database.read() as connection:
+        for row in await connection.execute(query):
+            parts = []
+            for table, sort in (
+                (transitions, transitions.c.seq),
+                (certificates, certificates.c.version),
+                (anomalies, anomalies.c.first_at),
+                (documents, documents.c.order_id),
+            ):
+                mine = and_(table.c.account_id == row.account_id, table.c.order_id == row.id)
+                parts.append(
+                    (await connection.execute(select(table).where(mine).order_by(sort))).all()
+                )
+            chain, versions, odd, document = parts
+            found.append(
+                OrderDetail(
+                    order=_order_row(row),
+                    transitions=chain,
+                    certificates=[known_certificate(version) for version in versions],
+                    anomalies=odd,
+                    document=json.loads(zlib.decompress(document[0].document)),
+                )
+            )
+    return found
+
+
+async def summarise(database: Database, now: datetime) -> Summary:
+    """Count what there is and what is due."""
+    async with database.read() as connection:
+        by_status = await connection.execute(
+            select(orders.c.status, func.count()).group_by(orders.c.status)
+        )
+        by_certificate = await connection.execute(
+            select(orders.c.certificate_state, func.count()).group_by(orders.c.certificate_state)
+        )
+        next_look = await connection.scalar(select(func.min(orders.c.next_check_at)))
+        known = (
+            await connection.execute(
+                select(accounts).order_by(accounts.c.is_default.desc(), accounts.c.name)
+            )
+        ).all()
+        wakes = [at for at in (next_look, *(row.next_sweep_at for row in known)) if at]
+        return Summary(
+            by_status=_counted(by_status),
+            by_certificate=_counted(by_certificate),
+            accounts=known,
+            anomalies=await connection.scalar(select(func.count()).select_from(anomalies)) or 0,
+            set_aside=(
+                await connection.execute(select(set_aside).order_by(set_aside.c.last_at.desc()))
+            ).all(),
+            overdue=await connection.scalar(
+                select(func.count()).where(orders.c.next_check_at <= now)
+            )
+            or 0,
+            next_wake_at=min(wakes, default=None),
+        )
+
+
+async def any_stored(database: Database) -> bool:
+    """Tell whether any certificate was ever stored."""
+    async with database.read() as connection:
+        return (await connection.execute(select(certificates.c.key).limit(1))).first() is not None
+
+
+def _counted(rows: Any) -> dict[str, int]:
+    return {value or "none": count for value, count in rows}
+
+
+def _order_row(row: Any) -> OrderRow:
+    return OrderRow(
+        account_id=row.account_id,
+        id=row.id,
+        idempotency_key=row.idempotency_key,
+        status=row.status,
+        quantity=row.quantity,
+        metadata=json.loads(row.metadata),
+        created_at=row.created_at,
+        first_seen_at=row.first_seen_at,
+        last_seen_at=row.last_seen_at,
+        next_check_at=row.next_check_at,
+        mode=row.mode,
+        beneficiary=row.beneficiary,
+        missing_since=row.missing_since,
+        certificate_state=row.certificate_state,
+        attempts=row.attempts,
+        failure_reason=row.failure_reason,
+        certificate=None if row.version is None else known_certificate(row),
+    )

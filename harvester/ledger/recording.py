@@ -1,0 +1,336 @@
+"""Record served orders: what each observation changes, and the statements that write it down.
+
+A page is looked at first and only the differences are written: most pages change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from harvester.domain.cadence import Cadence
+from harvester.domain.errors import LedgerDamaged
+from harvester.domain.lifecycle import (
+    COMPLETE,
+    Anomaly,
+    AnomalyKind,
+    Moved,
+    Observation,
+    Unchanged,
+    is_known,
+    is_open,
+    observe,
+)
+from harvester.domain.orders import Account, CertificateState, Order, OrderPage, SetAside, Source
+from harvester.domain.records import Recorded, SweepMark
+from harvester.ledger.filters import MISSING
+from harvester.ledger.tables import accounts, anomalies, documents, orders, set_aside, transitions
+
+_DIGEST_BYTES = 8
+"""Enough to notice that a document changed; nothing is trusted on it."""
+
+
+def judge(
+    known: Any | None, order: Order, at: datetime, cadence: Cadence
+) -> tuple[Observation, dict[str, Any]]:
+    """Return what became of the status, and the columns of the row that the observation sets.
+
+    ``known`` is the order's row, None for an order not seen before. Pure.
+    """
+    observation = observe(None if known is None else known.status, order.status, at)
+    status = order.status if known is None else known.status
+    changed_at = at if known is None else known.changed_at
+    if isinstance(observation, Moved):
+        status, changed_at = observation.after, at
+    state = None if known is None else known.certificate_state
+    owes = cadence.owes_certificate(status)
+    completed = isinstance(observation, Moved) and status == COMPLETE
+    values: dict[str, Any] = {
+        "status": status,
+        "changed_at": changed_at,
+        "last_seen_at": at,
+        "missing_since": None,
+    }
+    due = None if known is None else known.next_check_at
+    if owes and (completed or state is None):
+        values |= _owing(CertificateState.OWED, at)
+        due = at
+    elif state in MISSING and not owes:
+        values |= _owing(None, None)
+    if is_open(status):
+        odd = isinstance(observation, Anomaly)
+        due = at + cadence.sweep_interval if odd else cadence.next_look(at, changed_at)
+    elif values.get("certificate_state", state) not in MISSING:  # else: its certificate's own date
+        due = cadence.next_confirmation(at) if isinstance(observation, Anomaly) else None
+    values["next_check_at"] = due
+    return observation, values
+
+
+def _owing(state: CertificateState | None, since: datetime | None) -> dict[str, Any]:
+    return {
+        "certificate_state": state,
+        "owed_since": since,
+        "attempts": 0,
+        "tried_at": None,
+        "failure_reason": None,
+    }
+
+
+class Recorder:
+    """Writes one answer's orders within one transaction."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        account: Account,
+        source: Source,
+        at: datetime,
+        cadence: Cadence,
+        sweep: SweepMark | None,
+    ) -> None:
+        self._connection = connection
+        self._account = account
+        self._source = source
+        self._at = at
+        self._cadence = cadence
+        self._sweep = sweep
+        self._recorded = Recorded()
+
+    async def record(self, page: OrderPage) -> Recorded:
+        """Write a page's orders and what was set aside; return what changed."""
+        found = {order.id: order for order in page.orders}  # an id twice on a page is one order
+        known = await self._known(found)
+        still: list[dict[str, Any]] = []
+        new: list[tuple[Order, dict[str, Any]]] = []
+        for order in found.values():
+            row = known.get(order.id)
+            observation, values = judge(row, order, self._at, self._cadence)
+            if row is None:
+                new.append((order, values))
+            elif isinstance(observation, Unchanged) and not _news(row, order, values):
+                still.append({"b_id": order.id, "due": values["next_check_at"]})
+            else:
+                await self._update(row, order, values)
+                await self._note(order.id, observation)
+            self._recorded.old &= self._is_old(row)
+        await self._insert(new)
+        await self._touch(still)
+        await self._settle_set_aside(found, page.set_aside)
+        self._recorded.seen = len(found)
+        self._recorded.oldest_created_at = min(
+            (order.created_at for order in found.values()), default=None
+        )
+        return self._recorded
+
+    async def _known(self, found: Iterable[str]) -> dict[str, Any]:
+        rows = await self._connection.execute(
+            select(
+                orders.c.id,
+                orders.c.status,
+                orders.c.changed_at,
+                orders.c.next_check_at,
+                orders.c.certificate_state,
+                orders.c.missing_since,
+                orders.c.document_digest,
+                orders.c.first_sweep,
+            ).where(orders.c.account_id == self._account.id, orders.c.id.in_(list(found)))
+        )
+        return {row.id: row for row in rows}
+
+    async def _number_for_new(self) -> int:
+        if self._sweep is not None:
+            return self._sweep.number
+        # Found apart from a sweep: no sweep up to now has read the listing down to it.
+        number = await self._connection.scalar(
+            select(accounts.c.sweep_number).where(accounts.c.id == self._account.id)
+        )
+        return (number or 0) + 1
+
+    def _is_old(self, row: Any | None) -> bool:
+        joined = self._sweep.joined if self._sweep is not None else 0
+        return row is not None and row.first_sweep <= joined
+
+    async def _insert(self, new: Sequence[tuple[Order, dict[str, Any]]]) -> None:
+        if not new:
+            return
+        shared = {
+            "account_id": self._account.id,
+            "first_seen_at": self._at,
+            "first_sweep": await self._number_for_new(),
+            "mode": self._account.mode,
+            "beneficiary": self._account.beneficiary,
+        }
+        rows = [
+            shared
+            | _owing(None, None)
+            | {"id": order.id, "created_at": order.created_at}
+            | _served(order)
+            | values
+            for order, values in new
+        ]
+        await self._connection.execute(orders.insert(), rows)
+        await self._connection.execute(
+            documents.insert(),
+            [self._document(order) for order, _ in new],
+        )
+        first = [(order.id, Moved(None, order.status, self._at)) for order, _ in new]
+        await self._connection.execute(
+            transitions.insert(), [self._transition(*one) | {"seq": 1} for one in first]
+        )
+        self._recorded.new += len(new)
+        self._recorded.moves += first
+        for order_id, move in first:
+            await self._note_unknown(order_id, move)
+
+    async def _update(self, row: Any, order: Order, values: Mapping[str, Any]) -> None:
+        # Guarded by the status that was judged: a row that moved in between is not overwritten.
+        result = await self._connection.execute(
+            update(orders)
+            .where(
+                orders.c.account_id == self._account.id,
+                orders.c.id == order.id,
+                orders.c.status == row.status,
+            )
+            .values(**_served(order), **values)
+        )
+        if result.rowcount != 1:
+            raise LedgerDamaged(f"order {order.id} changed while it was being recorded")
+        document = self._document(order)
+        await self._connection.execute(
+            update(documents)
+            .where(documents.c.account_id == self._account.id, documents.c.order_id == order.id)
+            .values(document=document["document"])
+        )
+
+    def _document(self, order: Order) -> dict[str, Any]:
+        return {
+            "account_id": self._account.id,
+            "order_id": order.id,
+            "document": zlib.compress(_as_json(order.document)),
+        }
+
+    def _transition(self, order_id: str, move: Moved) -> dict[str, Any]:
+        return {
+            "account_id": self._account.id,
+            "order_id": order_id,
+            "from_status": move.before,
+            "to_status": move.after,
+            "observed_at": move.at,
+            "source": self._source,
+        }
+
+    async def _touch(self, still: Sequence[dict[str, Any]]) -> None:
+        if not still:
+            return
+        await self._connection.execute(
+            update(orders)
+            .where(orders.c.account_id == self._account.id, orders.c.id == bindparam("b_id"))
+            .values(last_seen_at=self._at, next_check_at=bindparam("due")),
+            still,
+        )
+
+    async def _note(self, order_id: str, observation: Observation) -> None:
+        if isinstance(observation, Moved):
+            last = (
+                select(func.max(transitions.c.seq))
+                .where(
+                    transitions.c.account_id == self._account.id,
+                    transitions.c.order_id == order_id,
+                )
+                .scalar_subquery()
+            )
+            await self._connection.execute(
+                transitions.insert().values(**self._transition(order_id, observation), seq=last + 1)
+            )
+            self._recorded.moves.append((order_id, observation))
+            await self._note_unknown(order_id, observation)
+        elif isinstance(observation, Anomaly):
+            await self._count(order_id, observation)
+
+    async def _note_unknown(self, order_id: str, move: Moved) -> None:
+        if not is_known(move.after):
+            await self._count(
+                order_id, Anomaly(move.before or "", move.after, AnomalyKind.UNKNOWN, self._at)
+            )
+
+    async def _count(self, order_id: str, anomaly: Anomaly) -> None:
+        await count_anomaly(self._connection, self._account.id, order_id, anomaly)
+        self._recorded.anomalies.append((order_id, anomaly))
+
+    async def _settle_set_aside(self, found: Iterable[str], things: Sequence[SetAside]) -> None:
+        mine = set_aside.c.account_id == self._account.id
+        await self._connection.execute(
+            set_aside.delete().where(mine, set_aside.c.reference.in_(list(found)))
+        )
+        for thing in things:
+            text = {"reason": thing.reason, "document": thing.document, "last_at": self._at}
+            statement = insert(set_aside).values(
+                account_id=self._account.id,
+                reference=thing.reference,
+                first_at=self._at,
+                count=1,
+                **text,
+            )
+            await self._connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["account_id", "reference"],
+                    set_={**text, "count": set_aside.c.count + 1},
+                )
+            )
+        self._recorded.set_aside += things
+
+
+async def count_anomaly(
+    connection: AsyncConnection, account_id: str, order_id: str, anomaly: Anomaly
+) -> None:
+    """Record an anomaly, or count it once more: a status served wrongly for a year is one row."""
+    statement = insert(anomalies).values(
+        account_id=account_id,
+        order_id=order_id,
+        kind=anomaly.kind,
+        recorded=anomaly.recorded,
+        served=anomaly.served,
+        first_at=anomaly.at,
+        last_at=anomaly.at,
+        count=1,
+    )
+    await connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["account_id", "order_id", "kind", "recorded", "served"],
+            set_={"last_at": anomaly.at, "count": anomalies.c.count + 1},
+        )
+    )
+
+
+def _served(order: Order) -> dict[str, Any]:
+    return {
+        "idempotency_key": order.idempotency_key,
+        "quantity": order.quantity,
+        "metadata": _as_json(order.metadata).decode(),
+        "document_digest": _digest(order),
+    }
+
+
+def _news(row: Any, order: Order, values: Mapping[str, Any]) -> bool:
+    return (
+        "certificate_state" in values
+        or row.missing_since is not None
+        or row.document_digest != _digest(order)
+    )
+
+
+def _digest(order: Order) -> bytes:
+    return hashlib.sha256(_as_json(order.document)).digest()[:_DIGEST_BYTES]
+
+
+def _as_json(value: Mapping[str, Any]) -> bytes:
+    # Decimal values (numbers Lune documents as strings) keep their digits.
+    return json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":")).encode()

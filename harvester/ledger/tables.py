@@ -1,0 +1,149 @@
+"""The ledger's tables, for queries; the migrations make them.
+
+Instants are INTEGER microseconds since 1970 UTC: exact, sortable, free of time zones.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC datetime as microseconds since 1970."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - the library's signature
+        """Turn an aware datetime into microseconds; a naive one is a fault of ours."""
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the library's signature
+        """Turn microseconds into an aware datetime."""
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+metadata = MetaData()
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("currency", Text),
+    Column("beneficiary", Text),
+    Column("organisation_id", Text),
+    Column("is_default", Integer, nullable=False),
+    Column("first_seen_at", Instant, nullable=False),
+    Column("last_seen_at", Instant, nullable=False),
+    # Sweeps are numbered, not timed: a clock that steps back must not make new orders look known.
+    Column("sweep_number", Integer, nullable=False),
+    Column("joined_sweep", Integer, nullable=False),
+    Column("last_sweep_at", Instant),
+    Column("next_sweep_at", Instant, nullable=False),
+    Column("parked_reason", Text),
+)
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("idempotency_key", Text),
+    Column("status", Text, nullable=False),
+    Column("quantity", Text),
+    Column("metadata", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("first_seen_at", Instant, nullable=False),
+    Column("last_seen_at", Instant, nullable=False),
+    Column("changed_at", Instant, nullable=False),
+    Column("next_check_at", Instant),
+    Column("first_sweep", Integer, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("beneficiary", Text),
+    Column("missing_since", Instant),
+    Column("document_digest", LargeBinary, nullable=False),
+    Column("certificate_state", Text),
+    Column("owed_since", Instant),
+    Column("attempts", Integer, nullable=False),
+    Column("tried_at", Instant),
+    Column("failure_reason", Text),
+)
+
+documents = Table(
+    "order_documents",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("order_id", Text, primary_key=True),
+    # The order as last served, without the end user's e-mail: JSON, deflated.
+    Column("document", LargeBinary, nullable=False),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("order_id", Text, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("from_status", Text),
+    Column("to_status", Text, nullable=False),
+    Column("observed_at", Instant, nullable=False),
+    Column("source", Text, nullable=False),
+)
+
+anomalies = Table(
+    "anomalies",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("order_id", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("recorded", Text, primary_key=True),
+    Column("served", Text, primary_key=True),
+    Column("first_at", Instant, nullable=False),
+    Column("last_at", Instant, nullable=False),
+    Column("count", Integer, nullable=False),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("order_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("stored_at", Instant, nullable=False),
+    Column("cf_ray", Text),
+)
+
+set_aside = Table(
+    "set_aside",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("reference", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("first_at", Instant, nullable=False),
+    Column("last_at", Instant, nullable=False),
+    Column("count", Integer, nullable=False),
+)

@@ -1,0 +1,90 @@
+"""A secret that is read when it is needed and never shown."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+from pydantic import SecretStr
+
+from harvester.domain.errors import ConfigurationError
+
+_LARGEST = 4096
+_CONTAINER_SECRETS = Path("/run/secrets")
+
+
+class Secret:
+    """Where a secret comes from: its file, a systemd credential, /run/secrets, or the value.
+
+    ``name`` is the setting's dotted name; credentials and container secrets are looked for under
+    it with an underscore (``lune_api_key``).
+    """
+
+    def __init__(self, name: str, value: SecretStr | None, file: Path | None) -> None:
+        self.name = name
+        self._value = value
+        self._file = file
+
+    def __repr__(self) -> str:
+        return f"<secret {self.name}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not serialised")
+
+    def file(self) -> Path | None:
+        """Return the file the secret is read from, None when there is none."""
+        if self._file is not None:
+            return self._file
+        folders = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if _has_credentials() else []
+        for folder in (*folders, _CONTAINER_SECRETS):
+            candidate = folder / self.name.replace(".", "_")
+            if self._value is None and candidate.is_file():
+                return candidate
+        return None
+
+    def read(self) -> str:
+        """Return the secret; ConfigurationError says which rule it breaks, never what it is."""
+        file = self.file()
+        if file is not None:
+            return _checked(_read(self.name, file), f"{self.name}_file {file}")
+        if self._value is not None:
+            return _checked(self._value.get_secret_value(), self.name)
+        raise ConfigurationError(
+            f"{self.name} is missing: put the key into a file and name it as {self.name}_file, "
+            f"or set HARVESTER_{self.name.replace('.', '__').upper()}"
+        )
+
+    def is_exposed(self) -> bool:
+        """Tell whether others on this machine may read the secret's file."""
+        return self._file is not None and bool(
+            stat.S_IMODE(self._file.stat().st_mode) & (stat.S_IROTH | stat.S_IWOTH)
+        )
+
+
+def _has_credentials() -> bool:
+    return bool(os.environ.get("CREDENTIALS_DIRECTORY"))
+
+
+def _read(name: str, file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_LARGEST + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{name}_file {file}: cannot be read: {error.strerror}") from None
+    if len(data) > _LARGEST:
+        raise ConfigurationError(f"{name}_file {file}: larger than {_LARGEST} bytes, no key")
+    try:
+        return data.decode("ascii").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{name}_file {file}: holds characters no key has") from None
+
+
+def _checked(text: str, place: str) -> str:
+    text = text.strip()
+    if not text:
+        raise ConfigurationError(f"{place}: is empty")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(f"{place}: holds spaces or characters no key has")
+    return text

@@ -1,0 +1,23 @@
+"""Alembic's environment: one chain for every database the ledger runs on.
+
+The harvester hands in an open connection; ``alembic -x url=sqlite:///FILE`` makes its own.
+"""
+
+from alembic import context
+from sqlalchemy import Connection, create_engine
+
+
+def _migrate(connection: Connection) -> None:
+    # SQLite's DDL is transactional; Alembic assumes otherwise, and an interrupted migration must
+    # leave the ledger as it was.
+    context.configure(connection=connection, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    _migrate(given)
+else:
+    with create_engine(context.get_x_argument(as_dictionary=True)["url"]).begin() as made:
+        _migrate(made)
