@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from harvester.domain.lifecycle import COMPLETE, RETIRING, is_open
+from harvester.domain.lifecycle import COMPLETE, RETIRING
 from harvester.domain.orders import CertificateState
 
 NOT_YET_PATIENCE = timedelta(hours=72)
@@ -83,25 +83,6 @@ def state_while_missing(now: datetime, owed_since: datetime) -> CertificateState
     """Say ``failed`` once a certificate has been missing for longer than is believable."""
     late = now - owed_since > NOT_YET_PATIENCE
     return CertificateState.FAILED if late else CertificateState.OWED
-
-
-def why_it_waits(status: str, certificate: CertificateState | None, reason: str | None) -> str:
-    """Say in a few words what has to happen next for this order."""
-    if is_open(status):
-        return _WAITS.get(status, "Lune serves a status it does not document")
-    if certificate is CertificateState.OWED:
-        return f"its certificate: {reason or 'not fetched yet'}"
-    if certificate is CertificateState.FAILED:
-        return f"its certificate, which failed: {reason or 'unknown'}"
-    return "nothing"
-
-
-_WAITS = {
-    "received": "Lune to process it",
-    "placed": "its payment",
-    "paid": "credits to be allocated (fractions pool until they make a tonne)",
-    "retiring": "the rest of its credits to be retired",
-}
 
 
 def _doubled(first: timedelta, attempts: int, longest: timedelta) -> timedelta:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from harvester.domain.cadence import Cadence
@@ -39,6 +40,10 @@ class Lune(Protocol):
 
     async def fetch_own_account(self) -> Account:
         """Return the key's default account. ``KeyRefused`` when the key is not accepted."""
+        ...
+
+    async def probe(self) -> Account:
+        """Ask for the default account with the key read anew; lifts an earlier refusal."""
         ...
 
     async def fetch_account(self, account_id: str) -> Account:
@@ -112,12 +117,12 @@ class Archive(Protocol):
         """Hash what lies under a key now; None when there is nothing."""
         ...
 
-    async def remove_to_quarantine(self, key: str, reason: str) -> None:
-        """Move a file that is not what was stored away from its final name."""
+    async def remove_to_quarantine(self, key: str, reason: str) -> Path | None:
+        """Move a file that is not what was stored away; return where, None when it is gone."""
         ...
 
-    def keys(self) -> Iterable[str]:
-        """Iterate over the keys of all files under final names; blocks, for use in a thread."""
+    def keys(self) -> AsyncIterator[str]:
+        """Iterate over the keys of all files under final names, in constant memory."""
         ...
 
 
@@ -220,6 +225,10 @@ class Ledger(Protocol):
 
     def stored_certificates(self) -> AsyncIterator[FiledCertificate]:
         """Iterate over every recorded certificate version, by key, in constant memory."""
+        ...
+
+    async def known_files(self, keys: Collection[str]) -> set[str]:
+        """Return those of the archive keys that a certificate is recorded under."""
         ...
 
     async def reopen_certificate(self, account_id: str, order_id: str, at: datetime) -> None:

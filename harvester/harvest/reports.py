@@ -18,6 +18,16 @@ class SweepReport:
     parked: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def absorb(self, later: SweepReport) -> None:
+        """Count a later round in: orders seen again count once more, faults that went are gone."""
+        self.seen += later.seen
+        self.new += later.new
+        self.changed += later.changed
+        self.anomalies += later.anomalies
+        self.set_aside |= later.set_aside
+        self.parked |= later.parked
+        self.failed = later.failed
+
 
 @dataclass(slots=True)
 class CollectReport:
@@ -29,3 +39,12 @@ class CollectReport:
     failed: int = 0
     bytes: int = 0
     storage: str | None = None
+
+    def add(self, other: CollectReport) -> None:
+        """Count another round in."""
+        self.filed += other.filed
+        self.adopted += other.adopted
+        self.not_yet += other.not_yet
+        self.failed += other.failed
+        self.bytes += other.bytes
+        self.storage = other.storage

@@ -96,6 +96,18 @@ class CertificateRecords:
                 return
             last = rows[-1].key
 
+    async def has_certificates(self) -> bool:
+        """Tell whether any certificate was ever stored."""
+        async with self._database.read() as connection:
+            first = await connection.execute(select(certificates.c.key).limit(1))
+            return first.first() is not None
+
+    async def known_files(self, keys: Collection[str]) -> set[str]:
+        """See the port."""
+        query = select(certificates.c.key).where(certificates.c.key.in_(list(keys)))
+        async with self._database.read() as connection:
+            return set(await connection.scalars(query))
+
     async def reopen_certificate(self, account_id: str, order_id: str, at: datetime) -> None:
         """See the port."""
         this = and_(orders.c.account_id == account_id, orders.c.id == order_id)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -99,12 +99,28 @@ class Database:
                 async with self._writer.begin() as connection:
                     return await work(connection)
 
+    async def checkpoint(self) -> None:
+        """Fold the write-ahead log into the database and shrink it."""
+        if self._writer is None:
+            return
+        async with self._lock:
+            with _translated():
+                async with self._writer.connect() as connection:
+                    await connection.run_sync(_checkpoint)
+
     async def close(self) -> None:
         """Let running writes end, then close; a writer leaves an emptied WAL behind."""
         await asyncio.gather(*self._writes, return_exceptions=True)
         await self._reader.dispose()
         if self._writer is not None:  # last, so that SQLite folds the WAL into the database
             await self._writer.dispose()
+
+
+def _checkpoint(connection: Connection) -> None:
+    # On the driver's cursor: a checkpoint is refused inside a transaction.
+    cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    cursor.close()
 
 
 @contextmanager

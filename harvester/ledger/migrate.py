@@ -63,6 +63,19 @@ def require_current(path: Path) -> None:
         )
 
 
+def check_integrity(path: Path) -> None:
+    """Have SQLite read the whole ledger; ``LedgerDamaged`` when something is wrong with it."""
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise LedgerDamaged(f"{path}: damaged ({error}); restore a backup") from error
+    if answer != "ok":
+        raise LedgerDamaged(f"{path}: damaged ({answer}); restore a backup")
+
+
 def _refuse_newer(path: Path, revision: str) -> None:
     if revision not in REVISIONS:
         raise ConfigurationError(
@@ -97,7 +110,6 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
 
 def _create(path: Path) -> None:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         _sync_folder(path.parent)
     except OSError as error:

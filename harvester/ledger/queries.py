@@ -202,12 +202,6 @@ async def summarise(database: Database, now: datetime) -> Summary:
         )
 
 
-async def any_stored(database: Database) -> bool:
-    """Tell whether any certificate was ever stored."""
-    async with database.read() as connection:
-        return (await connection.execute(select(certificates.c.key).limit(1))).first() is not None
-
-
 def _counted(rows: Any) -> dict[str, int]:
     return {value or "none": count for value, count in rows}
 

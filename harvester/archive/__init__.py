@@ -1,0 +1,1 @@
+"""Where certificates are kept: their names, the check that they are whole, the folder."""

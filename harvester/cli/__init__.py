@@ -1,0 +1,70 @@
+"""The command line. Modules are light: what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from harvester import __version__
+from harvester.cli.context import Context, pass_config
+from harvester.cli.db import db
+from harvester.cli.demo import demo
+from harvester.cli.doctor import doctor
+from harvester.cli.exits import EXIT_CODES, exit_code_of, explain
+from harvester.cli.follow import retry, track
+from harvester.cli.orders import export, orders, show
+from harvester.cli.run import run
+from harvester.cli.sandbox import command as sandbox
+from harvester.cli.status import status
+from harvester.cli.verify import verify
+
+_EPILOG = "Exit codes: " + " · ".join(f"{code} {text}" for code, text in EXIT_CODES.items())
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, prog_name="harvester")
+@pass_config
+def cli(_context: Context) -> None:
+    """Follow carbon-credit orders at Lune and file their certificates.
+
+    Start with `harvester demo`; then write a config.toml (see config.example.toml), check it with
+    `harvester doctor`, and `harvester run`.
+    """
+
+
+for _command in (
+    demo,
+    run,
+    track,
+    orders,
+    show,
+    status,
+    retry,
+    verify,
+    export,
+    doctor,
+    sandbox,
+    db,
+):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line and end the process with a code of the table."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away: nothing left to say, and no second complaint
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - the last door: every fault gets its exit code
+        explain(error)
+        sys.exit(exit_code_of(error))

@@ -1,0 +1,73 @@
+"""What every command shares: the configuration, found and read when first asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+if TYPE_CHECKING:
+    from harvester.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Context:
+    """The chosen configuration file and its settings."""
+
+    def __init__(self) -> None:
+        self.config: Path | None = None
+
+    @functools.cached_property
+    def config_path(self) -> Path | None:
+        """The configuration file that is used, None when none was found."""
+        from harvester.settings import find_config
+
+        return find_config(self.config)
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """The configuration; ``ConfigurationError`` names everything wrong with it."""
+        from harvester.settings import load
+
+        return load(self.config_path)
+
+    def configure_logs(self, level: str | None = None) -> None:
+        """Set logging up as configured; ``level`` overrides."""
+        from harvester import logs
+
+        logs.configure(level or self.settings.log.level, self.settings.log.format)
+
+
+def pass_config(function: F) -> F:
+    """Give a command the shared context and ``--config``, before or after the command's name."""
+
+    @click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Configuration file; else $HARVESTER_CONFIG, ./config.toml, "
+        "/etc/harvester/config.toml.",
+    )
+    @click.pass_context
+    @functools.wraps(function)
+    def with_context(click_context: click.Context, /, *args: Any, **options: Any) -> Any:
+        context = click_context.ensure_object(Context)
+        config = options.pop("config")
+        if config is not None:
+            context.config = config
+        return function(context, *args, **options)
+
+    return cast("F", with_context)  # click hands the context in, so the signature differs
+
+
+def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command that takes the shared context first."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        return click.command(name)(pass_config(function))
+
+    return decorate

@@ -1,0 +1,60 @@
+"""``db``: the ledger's schema and safe copies of it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from harvester.cli.context import Context, command
+from harvester.cli.output import as_json, print_json
+
+
+@click.group("db")
+def db() -> None:
+    """Upgrade, inspect and copy the ledger."""
+
+
+@command("upgrade")
+def upgrade(context: Context) -> None:
+    """Make the ledger, or bring it to this release's schema; a backup is made first."""
+    from harvester.app import open_ledger
+    from harvester.ledger import migrate
+
+    context.configure_logs()
+
+    async def work() -> None:
+        async with open_ledger(context.settings, "db upgrade"):
+            click.echo(f"{context.settings.database.path}: schema {migrate.HEAD}")
+
+    asyncio.run(work())
+
+
+@command("current")
+@as_json
+def current(context: Context, json_output: bool) -> None:
+    """Tell the ledger's schema and the one this release works with."""
+    from harvester.ledger import migrate
+
+    path = context.settings.database.path
+    revision = migrate.current(path)
+    if json_output:
+        print_json({"ledger": str(path), "schema": revision, "head": migrate.HEAD})
+    else:
+        click.echo(f"{path}: {revision or 'no ledger yet'} (this release: {migrate.HEAD})")
+
+
+@command("backup")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def backup(context: Context, file: Path) -> None:
+    """Copy the ledger to FILE, whole and durable, also while a daemon writes it."""
+    from harvester.ledger import migrate
+
+    migrate.require_current(context.settings.database.path)
+    migrate.backup(context.settings.database.path, file)
+    click.echo(f"{file}: {file.stat().st_size} bytes")
+
+
+for _command in (upgrade, current, backup):
+    db.add_command(_command)

@@ -1,0 +1,209 @@
+"""``doctor``: is it set up; line by line what is right, and what to do about what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from harvester.cli.context import Context, command
+from harvester.cli.exits import CONFIGURATION, exit_code_of
+from harvester.cli.output import as_json, print_json, printable
+
+if TYPE_CHECKING:
+    from harvester.settings import Settings
+
+Level = Literal["ok", "warning", "fail"]
+_LARGEST_SKEW = 60.0
+_LITTLE_SPACE = 256 * 1024 * 1024
+_SAFE_SQLITE = (3, 51, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line: what was looked at, how it is, and what to do when it is not right."""
+
+    subject: str
+    level: Level
+    text: str
+    exit_code: int = 0
+
+
+@command("doctor")
+@as_json
+def doctor(context: Context, json_output: bool) -> None:
+    """Check the set-up: configuration, key, accounts, ledger, archive, clock, webhook.
+
+    Exits 0 when all is well or only warnings were found, else with the code of the first failure.
+    """
+    context.configure_logs("error")
+
+    async def work() -> list[Check]:
+        found = []
+        async for check in _checks(context):
+            found.append(check)
+            if not json_output:
+                _print(check)
+        return found
+
+    checks = asyncio.run(work())
+    if json_output:
+        print_json([asdict(check) for check in checks])
+    code = next((check.exit_code for check in checks if check.level == "fail"), 0)
+    if code:
+        sys.exit(code)
+
+
+def _print(check: Check) -> None:
+    colour = {"ok": "green", "warning": "yellow", "fail": "red"}[check.level]
+    level = click.style(f"{check.level:7}", fg=colour)
+    click.echo(f"{level} {check.subject}: {printable(check.text)}")
+
+
+async def _checks(context: Context) -> AsyncIterator[Check]:
+    where = context.config_path
+    settings = context.settings  # a wrong one ends here: exit 78, every wrong key by name
+    yield Check(
+        "configuration", "ok", f"{where}" if where else "none found: defaults and environment"
+    )
+    yield _secret_file(settings)
+    async for check in _lune(settings):
+        yield check
+    yield _ledger(settings)
+    yield _sqlite()
+    async for check in _archive(settings):
+        yield check
+    if settings.webhook.secret or settings.webhook.secret_file:
+        text = "configured, but this release does not listen for webhooks; sweeps find everything"
+        yield Check("webhook", "warning", text)
+    else:
+        yield Check("webhook", "ok", "not configured; sweeps find everything")
+
+
+def _secret_file(settings: Settings) -> Check:
+    from harvester.domain.errors import ConfigurationError
+
+    try:
+        settings.api_key.read()
+        exposed = settings.api_key.is_exposed()
+    except ConfigurationError as error:
+        return Check("key", "fail", str(error), CONFIGURATION)
+    place = settings.api_key.file() or "from the configuration or environment"
+    if exposed:
+        return Check("key", "warning", f"{place}: others may read it; `chmod 600 {place}`")
+    return Check("key", "ok", f"{place}")
+
+
+async def _lune(settings: Settings) -> AsyncIterator[Check]:
+    from harvester.domain.errors import HarvesterError
+    from harvester.lune import LuneClient, Pacer
+
+    try:
+        pacer = Pacer(settings.lune.rate_limit)
+        async with LuneClient(settings.lune.base_url, settings.api_key.read, pacer) as lune:
+            own = await lune.fetch_own_account()
+            yield Check("Lune", "ok", f"{settings.lune.base_url} accepts the {own.mode} key")
+            yield await _mode(settings, own.mode)
+            if lune.clock_offset is not None:
+                yield _clock(lune.clock_offset)
+            if "all" in settings.lune.accounts:
+                count = len(await lune.fetch_accounts())
+                yield Check("accounts", "ok", f"all: {count} reached by the key")
+                return
+            for wanted in settings.lune.accounts:
+                account = own if wanted == "default" else await lune.fetch_account(wanted)
+                yield Check("accounts", "ok", f"{wanted}: {account.name} ({account.id})")
+    except HarvesterError as error:
+        yield Check("Lune", "fail", str(error), exit_code_of(error))
+
+
+async def _mode(settings: Settings, mode: str) -> Check:
+    from harvester.app import open_reader
+    from harvester.ledger import migrate
+    from harvester.ledger.sql import SqlLedger
+
+    if migrate.current(settings.database.path) != migrate.HEAD:
+        return Check("mode", "ok", f"{mode}; the ledger holds no orders yet")
+    async with open_reader(settings) as database:
+        seen = await SqlLedger(database).modes()
+    if seen and mode not in seen:
+        text = f"the key is a {mode} key, but the ledger holds {'/'.join(sorted(seen))} orders"
+        return Check("mode", "fail", f"{text}; use the other key or another ledger", CONFIGURATION)
+    return Check("mode", "ok", mode)
+
+
+def _clock(offset: float) -> Check:
+    text = f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} Lune's"
+    if abs(offset) > _LARGEST_SKEW:
+        return Check("clock", "warning", f"{text}; recorded times are off: set up time sync")
+    return Check("clock", "ok", text)
+
+
+def _ledger(settings: Settings) -> Check:
+    from harvester.domain.errors import HarvesterError
+    from harvester.ledger import migrate
+    from harvester.ledger.lock import holder_of
+
+    path = settings.database.path
+    try:
+        revision = migrate.current(path)
+        if revision is None:
+            return _future_ledger(path)
+        if revision != migrate.HEAD:
+            migrate.require_current(path)
+        migrate.check_integrity(path)
+    except HarvesterError as error:
+        return Check("ledger", "fail", str(error), exit_code_of(error))
+    holder = holder_of(path)
+    return Check("ledger", "ok", f"{path}: schema {revision}, held by {holder or 'nobody'}")
+
+
+def _future_ledger(path: Path) -> Check:
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        text = f"{path}: cannot be made, {folder} is not writable by this user"
+        return Check("ledger", "fail", text, CONFIGURATION)
+    return Check("ledger", "ok", f"{path}: none yet; `harvester run` makes it")
+
+
+def _sqlite() -> Check:
+    version = sqlite3.sqlite_version
+    if sqlite3.sqlite_version_info < _SAFE_SQLITE:
+        safe = ".".join(map(str, _SAFE_SQLITE))
+        text = f"{version}; below {safe} keep every other program from writing the ledger"
+        return Check("SQLite", "ok", text)
+    return Check("SQLite", "ok", version)
+
+
+async def _archive(settings: Settings) -> AsyncIterator[Check]:
+    from harvester.archive.directory import DirectoryArchive
+    from harvester.archive.layout import Layout
+    from harvester.domain.errors import HarvesterError
+
+    try:
+        Layout(settings.storage.layout)
+        yield Check("layout", "ok", settings.storage.layout)
+    except HarvesterError as error:
+        yield Check("layout", "fail", str(error), exit_code_of(error))
+    archive = DirectoryArchive(settings.storage.path)
+    try:
+        if not settings.storage.path.exists():
+            text = f"{settings.storage.path}: none yet; `harvester run` makes it"
+            yield Check("archive", "ok", text)
+            return
+        await archive.probe()
+        yield Check("archive", "ok", f"{settings.storage.path}: takes files durably")
+        free = await archive.free_bytes()
+        level: Level = "ok" if free > _LITTLE_SPACE else "warning"
+        yield Check("space", level, f"{free // (1024 * 1024)} MiB free")
+    except HarvesterError as error:
+        yield Check("archive", "fail", str(error), exit_code_of(error))
+    finally:
+        await archive.close()

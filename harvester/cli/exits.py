@@ -1,0 +1,54 @@
+"""Exit codes: one table for all commands."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+EXIT_CODES = {
+    0: "done",
+    1: "unexpected fault",
+    2: "usage",
+    3: "finished, but something owed could not be had",
+    75: "another harvester holds the ledger",
+    77: "the API refuses the key",
+    78: "configuration",
+    130: "interrupted",
+}
+
+DONE = 0
+FAULT = 1
+UNFINISHED = 3
+HELD = 75
+REFUSED = 77
+CONFIGURATION = 78
+INTERRUPTED = 130
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the table's code for an error that ended a command."""
+    from harvester.domain import errors
+
+    for kind, code in (
+        (errors.ConfigurationError, CONFIGURATION),
+        (errors.LedgerHeld, HELD),
+        (errors.KeyRefused, REFUSED),
+        (errors.StorageUnavailable, UNFINISHED),
+        (errors.LuneError, UNFINISHED),
+    ):
+        if isinstance(error, kind):
+            return code
+    return FAULT
+
+
+def explain(error: BaseException) -> None:
+    """Say on stderr what went wrong: a line for what we know, a traceback for what we do not."""
+    from harvester.domain import errors
+
+    if isinstance(error, errors.ConfigurationError):
+        for problem in error.problems:
+            print(f"harvester: {problem}", file=sys.stderr)  # noqa: T201 - the place for it
+    elif isinstance(error, errors.HarvesterError):
+        print(f"harvester: {error}", file=sys.stderr)  # noqa: T201 - the place for it
+    else:
+        traceback.print_exception(error)  # without locals: one may be the key

@@ -1,0 +1,117 @@
+"""How commands print: tables on a terminal, tab-separated lines elsewhere, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print JSON, nothing else.")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows: a table for a person, tab-separated for a pipe; control characters escaped."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(printable(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+def printable(value: object) -> str:
+    """Return a value as text on one line; served text may hold anything."""
+    text = "-" if value is None else str(value)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def short(at: datetime | None) -> str:
+    """Write an instant to the second, UTC."""
+    return "-" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def notice(text: str) -> None:
+    """Say something on stderr."""
+    click.echo(text, err=True)
+
+
+class Instant(click.ParamType[datetime]):
+    """A date or a date and time; a time without zone is UTC.
+
+    With ``end`` a plain date means through the end of that day.
+    """
+
+    name = "date"
+
+    def __init__(self, *, end: bool = False) -> None:
+        self._end = end
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Read ISO 8601; a usage error otherwise."""
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no date; write 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+        if at.tzinfo is None:
+            at = at.replace(tzinfo=UTC)
+        if self._end and len(value) == len("2026-01-31"):
+            at += timedelta(days=1)
+        return at.astimezone(UTC)
+
+
+class Duration(click.ParamType[timedelta]):
+    """A duration such as 90s, 15m, 6h."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Read it by the configuration's rule; a usage error otherwise."""
+        from harvester.settings import parse_duration
+
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+
+
+def order_filters(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the filters that ``orders`` and ``export`` share."""
+    for option in reversed(
+        (
+            click.option("--status", metavar="S", help="Only orders in this status."),
+            click.option("--account", metavar="A", help="Only orders of this account."),
+            click.option(
+                "--certificate",
+                type=click.Choice(["none", "owed", "stored", "failed"]),
+                help="Only orders whose certificate is in this state.",
+            ),
+            click.option("--since", type=Instant(), help="Created at or after this date."),
+            click.option(
+                "--until", type=Instant(end=True), help="Created up to and with this date."
+            ),
+            click.option("--limit", type=click.IntRange(min=1), help="At most this many."),
+        )
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,201 @@
+"""``run``: the daemon, and the one-shot ``run --drain``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harvester.cli.context import Context, command
+from harvester.cli.exits import DONE, INTERRUPTED, UNFINISHED
+from harvester.cli.output import Duration, Instant, as_json, notice, print_json, printable
+
+if TYPE_CHECKING:
+    from harvester.domain.records import OrderFilter
+    from harvester.harvest.drain import DrainReport
+    from harvester.harvest.stopping import Stop
+
+_MOST_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _DrainOptions:
+    since: datetime | None
+    until: datetime | None
+    accounts: tuple[str, ...]
+    dry_run: bool
+    wait: timedelta | None
+    report: Path | None
+    json_output: bool
+
+    def given(self) -> list[str]:
+        """Name the options that only a drain has and that were given."""
+        return [name for name in self.__dataclass_fields__ if getattr(self, name)]
+
+
+@command("run")
+@click.option("--drain", is_flag=True, help="One shot: record and file all there is now, exit.")
+@click.option("--since", type=Instant(), help="Drain orders created at or after this date.")
+@click.option("--until", type=Instant(end=True), help="Drain orders up to and with this date.")
+@click.option("--account", "accounts", metavar="ID", multiple=True, help="Drain this account.")
+@click.option("--dry-run", is_flag=True, help="Ask Lune, write nothing, tell what would be done.")
+@click.option("--wait", type=Duration(), help="Go on this long for what falls due meanwhile.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a JSON report of the drain.",
+)
+@as_json
+def run(context: Context, drain: bool, **options: object) -> None:
+    """Follow orders and file certificates until SIGTERM or SIGINT; or once over with --drain."""
+    chosen = _DrainOptions(**options)  # type: ignore[arg-type]  # click made them of these types
+    if not drain:
+        if chosen.given():
+            names = ", ".join("--" + name.replace("_", "-") for name in chosen.given())
+            raise click.UsageError(f"{names.replace('--json-output', '--json')}: only with --drain")
+        context.configure_logs()
+        asyncio.run(_daemon(context))
+        return
+    # On a terminal the progress line takes the place of a line per order.
+    quiet = sys.stderr.isatty() and context.settings.log.level == "info"
+    context.configure_logs("warning" if quiet else None)
+    code = asyncio.run(_drain(context, chosen))
+    if code != DONE:
+        sys.exit(code)
+
+
+def listen_for_signals(stop: Stop) -> None:
+    """Turn SIGTERM and SIGINT into a request to stop; the second one urges."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.request)
+
+
+async def _daemon(context: Context) -> None:
+    from harvester.app import open_harvest
+    from harvester.harvest.stopping import Stop
+
+    stop = Stop()
+    listen_for_signals(stop)
+    async with open_harvest(context.settings, stop, "run") as harvest:
+        await harvest.run_daemon()
+
+
+async def _drain(context: Context, options: _DrainOptions) -> int:
+    from harvester.app import open_dry_harvest, open_harvest
+    from harvester.cli.progress import DrainProgress
+    from harvester.harvest.stopping import Stop
+
+    stop = Stop()
+    listen_for_signals(stop)
+    opened = (
+        open_dry_harvest(context.settings, stop, options.accounts)
+        if options.dry_run
+        else open_harvest(context.settings, stop, "run --drain", options.accounts)
+    )
+    with DrainProgress() as progress:
+        async with opened as harvest:
+            work = harvest.drain(dry_run=options.dry_run, progress=progress).run(
+                _scope(options), options.wait
+            )
+            report = await _until_urged(work, stop)
+    if report is None:
+        notice("interrupted; run it again to go on where it was")
+        return INTERRUPTED
+    unfinished = bool(report.unfinished) and not options.dry_run
+    code = INTERRUPTED if report.interrupted else UNFINISHED if unfinished else DONE
+    _tell(report, options, code)
+    return code
+
+
+async def _until_urged(work: Coroutine[Any, Any, DrainReport], stop: Stop) -> DrainReport | None:
+    """Await a drain; None when it was abandoned, which loses nothing that was recorded."""
+    task = asyncio.create_task(work, name="drain")
+    asked = asyncio.create_task(_patience(stop), name="patience")
+    await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not task.done():
+        task.cancel()
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return None
+
+
+async def _patience(stop: Stop) -> None:
+    from harvester.harvest.daemon import GRACE
+
+    await stop.wait()
+    try:
+        async with asyncio.timeout(GRACE):
+            await stop.wait_urged()
+    except TimeoutError:
+        return
+
+
+def _scope(options: _DrainOptions) -> OrderFilter:
+    from harvester.domain.records import OrderFilter
+
+    return OrderFilter(accounts=None, since=options.since, until=options.until)
+
+
+def _tell(report: DrainReport, options: _DrainOptions, code: int) -> None:
+    from harvester import shapes
+
+    shape = shapes.drain_report(report, code) | {"dry_run": options.dry_run}
+    if options.report is not None:
+        _write(options.report, json.dumps(shape, ensure_ascii=False, indent=1) + "\n")
+    if options.json_output:
+        print_json(shape)
+    else:
+        for line in _summary(report, dry_run=options.dry_run):
+            click.echo(line)
+    lines = report.unfinished
+    for line in lines[:_MOST_LINES]:
+        notice(printable(line))
+    if len(lines) > _MOST_LINES:
+        notice(f"and {len(lines) - _MOST_LINES} more; --report FILE has them all")
+
+
+def _summary(report: DrainReport, *, dry_run: bool) -> list[str]:
+    from harvester.domain.waiting import waits_for
+
+    seconds = ((report.finished_at or report.started_at) - report.started_at).total_seconds()
+    swept, collected = report.swept, report.collected
+    news = f"{swept.new} new, {swept.changed} changed"
+    lines = [f"{swept.seen} orders seen in {report.accounts} accounts: {news}"]
+    if dry_run:
+        lines.append(f"{report.to_file} certificates would be asked for; nothing was written")
+    else:
+        lines.append(
+            f"{collected.filed} certificates filed ({collected.bytes} bytes), "
+            f"{collected.adopted} adopted, {len(report.missing)} missing"
+        )
+    lines.append(f"{report.requests} requests in {seconds:.1f} s")
+    for status, count in sorted(report.open_by_status().items()):
+        lines.append(
+            f"{count} open orders are {printable(status)}, waiting for "
+            f"{waits_for(status, None, None)}"
+        )
+    return lines
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole: nobody reads half a report."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise click.ClickException(f"{path}: {error.strerror}") from error

@@ -1,0 +1,100 @@
+"""``verify``: hold the archive against the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from harvester.cli.context import Context, command
+from harvester.cli.exits import UNFINISHED
+from harvester.cli.handover import hand_over
+from harvester.cli.output import as_json, notice, print_json, print_table
+
+if TYPE_CHECKING:
+    from harvester.harvest.verify import Discrepancy, VerifyReport
+
+
+@command("verify")
+@click.option("--repair", is_flag=True, help="Fetch missing and changed certificates again.")
+@as_json
+def verify(context: Context, repair: bool, json_output: bool) -> None:
+    """Hash every stored certificate and report missing, changed and unknown files.
+
+    Exits 3 when a file is missing or changed (with --repair: when it could not be had again).
+    """
+    context.configure_logs("warning")
+    report = asyncio.run(_verify(context))
+    wrong = [one for one in report.discrepancies if one.order_id is not None]
+    if json_output:
+        print_json(
+            {
+                "checked": report.checked,
+                "bytes": report.bytes,
+                "discrepancies": [asdict(one) for one in report.discrepancies],
+            }
+        )
+    else:
+        click.echo(f"{report.checked} certificates, {report.bytes} bytes hashed")
+        print_table(
+            ["finding", "file", "order", "version"],
+            [(one.finding, one.key, one.order_id, one.version) for one in report.discrepancies],
+        )
+    if not wrong:
+        return
+    if not repair:
+        notice("`harvester verify --repair` fetches missing and changed certificates again")
+        sys.exit(UNFINISHED)
+    left = asyncio.run(_repair(context, wrong))
+    if left is None:
+        notice(f"{len(wrong)} files handed to the running daemon, which fetches them again")
+        return
+    for line in left:
+        notice(line)
+    if left:
+        sys.exit(UNFINISHED)
+    notice(f"{len(wrong)} files repaired")
+
+
+async def _verify(context: Context) -> VerifyReport:
+    from harvester.app import open_reader
+    from harvester.archive.directory import DirectoryArchive
+    from harvester.harvest.verify import Verifier
+    from harvester.ledger.sql import SqlLedger
+
+    archive = DirectoryArchive(context.settings.storage.path)
+    try:
+        async with open_reader(context.settings) as database:
+            return await Verifier(SqlLedger(database), archive).run()
+    finally:
+        await archive.close()
+
+
+async def _repair(context: Context, wrong: list[Discrepancy]) -> list[str] | None:
+    """Return what could not be repaired; None when a daemon took it over."""
+    from harvester.app import now, open_harvest
+    from harvester.domain.records import OrderFilter
+    from harvester.harvest.stopping import Stop
+    from harvester.harvest.verify import reopen
+
+    settings = context.settings
+    handed, _ = await hand_over(
+        settings.database.path, "repair", [asdict(discrepancy) for discrepancy in wrong]
+    )
+    if handed:
+        return None
+    async with open_harvest(settings, Stop(), "verify --repair") as harvest:
+        await harvest.book.accounts()  # the key's mode, before any file is touched
+        await reopen(harvest.ledger, harvest.archive, wrong, now())
+        report = await harvest.collector.run_once()
+        if report.storage is not None:
+            return [report.storage]
+        broken = {(one.account_id, one.order_id) for one in wrong}
+        return [
+            f"order {one.order_id}: {one.reason}"
+            for one in await harvest.ledger.missing_certificates(OrderFilter())
+            if (one.account_id, one.order_id) in broken
+        ]

@@ -1,0 +1,209 @@
+"""The service: the same steps as a drain, woken over and over until asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from harvester.domain.cadence import Cadence
+from harvester.domain.errors import ConfigurationError, HarvesterError, KeyRefused
+from harvester.domain.ports import Lune
+from harvester.harvest.accounts import AccountBook
+from harvester.harvest.collect import Collector
+from harvester.harvest.reports import CollectReport, SweepReport
+from harvester.harvest.stopping import Stop
+from harvester.harvest.sweep import Sweep
+
+log = structlog.get_logger()
+
+GRACE = 15.0
+"""Seconds that what is in flight has to end after a stop; then it is abandoned, crash-safe."""
+
+KEY_PAUSE = 300.0
+"""Seconds between two attempts with a key that was refused."""
+
+_SLOWEST_TICK = 60.0
+_SLOWEST_COLLECT_TICK = 10.0
+_FASTEST_TICK = 0.2
+_HOUSEKEEPING = timedelta(hours=1)
+_CLOCK_CHECK = 5.0
+
+
+class Daemon:
+    """Wakes sweep, collect and housekeeping; owns when, and nothing else.
+
+    Due dates are in the ledger: a wake-up with nothing due asks Lune for nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        lune: Lune,
+        book: AccountBook,
+        sweep: Sweep,
+        collector: Collector,
+        cadence: Cadence,
+        housekeeping: Callable[[], Awaitable[None]],
+        requests: Callable[[], int],
+        stop: Stop,
+    ) -> None:
+        self._lune = lune
+        self._book = book
+        self._sweep = sweep
+        self._collector = collector
+        self._housekeeping = housekeeping
+        self._requests = requests
+        self._requests_told = 0
+        self._collected = CollectReport()
+        self._collecting = asyncio.Lock()
+        self._stop = stop
+        self._running: set[asyncio.Task[None]] = set()
+        self._fault: BaseException | None = None
+        self._refused_until: float | None = None
+        tick = min(max(cadence.sweep_interval.total_seconds() / 15, _FASTEST_TICK), _SLOWEST_TICK)
+        self._ticks = {"sweep": tick, "collect": min(tick, _SLOWEST_COLLECT_TICK)}
+        self._scheduler = AsyncIOScheduler(
+            timezone=UTC,
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+    async def run_forever(self) -> None:
+        """Work until asked to stop; raise what made going on impossible."""
+        self._add("sweep", self._sweep_step, timedelta(seconds=self._ticks["sweep"]))
+        self._add("collect", self._collect_step, timedelta(seconds=self._ticks["collect"]))
+        self._add("housekeeping", self._housekeeping, _HOUSEKEEPING)
+        self._scheduler.start()
+        try:
+            await self._watch_clock()
+            self._scheduler.pause()  # shutdown() alone would cancel what is in flight
+            await self._wind_down()
+        finally:
+            self._scheduler.shutdown(wait=False)
+        if self._fault is not None:
+            raise self._fault
+
+    def wake(self, name: str) -> None:
+        """Run a job now, or again as soon as it ends."""
+        if self._scheduler.running and not self._stop.asked:
+            self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
+
+    def _add(self, name: str, step: Callable[[], Awaitable[None]], every: timedelta) -> None:
+        async def job() -> None:
+            task = asyncio.current_task()
+            if self._stop.asked or task is None:
+                return
+            task.set_name(name)
+            self._running.add(task)
+            try:
+                await self._attempt(name, step)
+            finally:
+                self._running.discard(task)
+
+        self._scheduler.add_job(
+            job, "interval", seconds=every.total_seconds(), id=name, next_run_time=datetime.now(UTC)
+        )
+
+    async def _attempt(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Run a step; what time or a person can mend is logged, anything else ends the process."""
+        try:
+            await step()
+        except KeyRefused as error:
+            if self._refused_until is None:
+                log.error("key refused", reason=str(error), again_in_seconds=KEY_PAUSE)  # noqa: TRY400 - the reason is whole
+            self._refused_until = time.monotonic() + KEY_PAUSE
+        except ConfigurationError as error:
+            self._fail(error)
+        except HarvesterError as error:
+            log.warning("step failed", step=name, reason=str(error))
+        except Exception as error:
+            log.exception("step broke", step=name)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._fault = self._fault or error
+        self._stop.request()
+
+    async def _sweep_step(self) -> None:
+        if not await self._key_is_accepted():
+            return
+        began = time.monotonic()
+        swept = await self._sweep.run_once(await self._book.accounts())
+        await self._collect()
+        if swept.accounts:
+            self._tell(swept, time.monotonic() - began)
+
+    async def _collect_step(self) -> None:
+        if self._refused_until is None and not self._collecting.locked():
+            await self._collect()
+
+    async def _collect(self) -> None:
+        async with self._collecting:
+            self._collected.add(await self._collector.run_once())
+
+    def _tell(self, swept: SweepReport, seconds: float) -> None:
+        """Log the line of a sweep; certificates and requests count since the line before."""
+        collected, self._collected = self._collected, CollectReport()
+        requests, self._requests_told = self._requests_told, self._requests()
+        log.info(
+            "sweep",
+            accounts=swept.accounts,
+            orders=swept.seen,
+            new=swept.new,
+            changed=swept.changed,
+            filed=collected.filed + collected.adopted,
+            failed=collected.failed + len(swept.failed) + len(swept.parked),
+            not_yet=collected.not_yet,
+            set_aside=len(swept.set_aside),
+            requests=self._requests_told - requests,
+            seconds=round(seconds, 3),
+        )
+
+    async def _key_is_accepted(self) -> bool:
+        """After a refusal, ask with the key as it is now, once in five minutes."""
+        if self._refused_until is None:
+            return True
+        if time.monotonic() < self._refused_until:
+            return False
+        await self._lune.probe()
+        self._refused_until = None
+        log.info("key accepted again")
+        return True
+
+    async def _watch_clock(self) -> None:
+        """Return when asked to stop; meanwhile run everything anew after the wall clock stepped.
+
+        The scheduler plans on the wall clock: set back a day, it would sleep for a day.
+        """
+        offset = time.time() - time.monotonic()
+        while not self._stop.asked:
+            await self._stop.sleep(_CLOCK_CHECK)
+            moved = time.time() - time.monotonic() - offset
+            if abs(moved) > _CLOCK_CHECK:
+                log.warning("wall clock stepped", seconds=round(moved))
+                offset += moved
+                for name in (*self._ticks, "housekeeping"):
+                    self.wake(name)
+
+    async def _wind_down(self) -> None:
+        """Let what is in flight end; abandon it after the grace time or when urged."""
+        if not self._running:
+            return
+        log.info("stopping", in_flight=len(self._running))
+        urged = asyncio.create_task(self._stop.wait_urged(), name="urged")
+        ended = asyncio.create_task(asyncio.wait(set(self._running)), name="wind-down")
+        try:
+            await asyncio.wait({urged, ended}, timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            urged.cancel()
+            ended.cancel()
+            abandoned = set(self._running)
+            for task in abandoned:
+                task.cancel()
+            await asyncio.gather(*abandoned, return_exceptions=True)
+            if abandoned:
+                log.warning("abandoned", steps=sorted(task.get_name() for task in abandoned))

@@ -1,0 +1,113 @@
+"""Follow orders that somebody names, by id or by idempotency key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from harvester.domain.cadence import Cadence
+from harvester.domain.errors import AccountRefused, KeyRefused, LuneError, NotFound
+from harvester.domain.orders import Account, Order, OrderPage, Source, is_identifier
+from harvester.domain.ports import Ledger, Lune
+from harvester.harvest.accounts import AccountBook
+from harvester.harvest.sweep import tell
+
+log = structlog.get_logger()
+
+_LONGEST_KEY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """What became of one reference: the order now followed, or why there is none."""
+
+    reference: str
+    account_id: str | None = None
+    order_id: str | None = None
+    status: str | None = None
+    problem: str | None = None
+
+
+class Tracker:
+    """Asks Lune for named orders and records them, whatever the listing has reached."""
+
+    def __init__(
+        self,
+        lune: Lune,
+        ledger: Ledger,
+        book: AccountBook,
+        cadence: Cadence,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._lune = lune
+        self._ledger = ledger
+        self._book = book
+        self._cadence = cadence
+        self._clock = clock
+
+    async def track(
+        self, references: Sequence[str], *, by_key: bool, account_id: str | None
+    ) -> list[Tracked]:
+        """Follow each order; it is in the ledger when this returns it without a problem.
+
+        Without ``account_id`` the followed accounts are asked in turn. Idempotent.
+        """
+        accounts = await self._candidates(account_id)
+        return [await self._track(one, by_key, accounts) for one in dict.fromkeys(references)]
+
+    async def _candidates(self, account_id: str | None) -> list[Account]:
+        followed = await self._book.accounts()  # also checks the key's mode
+        if account_id is None:
+            return followed
+        known = [account for account in followed if account.id == account_id]
+        if known:
+            return known
+        account = await self._lune.fetch_account(account_id)
+        await self._ledger.record_accounts([account], self._clock())
+        return [account]
+
+    async def _track(self, reference: str, by_key: bool, accounts: Sequence[Account]) -> Tracked:
+        problem = _rule_broken(reference, by_key=by_key)
+        if problem is not None:
+            return Tracked(reference, problem=problem)
+        problem = f"Lune knows no such order in {_named(accounts)}"
+        for account in accounts:
+            try:
+                order = await self._fetch(account, reference, by_key)
+            except NotFound:
+                continue
+            except KeyRefused:
+                raise
+            except (AccountRefused, LuneError) as error:
+                problem = str(error)
+                continue
+            return await self._record(reference, account, order)
+        return Tracked(reference, problem=problem)
+
+    async def _fetch(self, account: Account, reference: str, by_key: bool) -> Order:
+        if by_key:
+            return await self._lune.fetch_order_by_key(account, reference)
+        return await self._lune.fetch_order(account, reference)
+
+    async def _record(self, reference: str, account: Account, order: Order) -> Tracked:
+        recorded = await self._ledger.record_orders(
+            account, OrderPage((order,), (), None), Source.TRACK, self._clock(), self._cadence
+        )
+        tell(account.id, recorded, Source.TRACK)
+        return Tracked(reference, account.id, order.id, order.status)
+
+
+def _rule_broken(reference: str, *, by_key: bool) -> str | None:
+    if by_key:
+        whole = 0 < len(reference) <= _LONGEST_KEY and reference.isprintable()
+        return None if whole else f"an idempotency key has 1 to {_LONGEST_KEY} printable characters"
+    return None if is_identifier(reference) else "not an order id: letters, digits, - and _ only"
+
+
+def _named(accounts: Sequence[Account]) -> str:
+    if len(accounts) == 1:
+        return f"account {accounts[0].id}"
+    return f"any of the {len(accounts)} followed accounts"

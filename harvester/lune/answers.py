@@ -1,0 +1,148 @@
+"""The border where an HTTP answer becomes an error, by status, Lune's code and content type."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from harvester.domain.errors import (
+    AccountRefused,
+    EdgeBlocked,
+    KeyRefused,
+    LuneError,
+    NotFound,
+    RateLimited,
+    Redirected,
+    RequestRefused,
+    ServerFault,
+    UnexpectedAnswer,
+    Unreachable,
+)
+from harvester.lune.payload import PayloadError, load
+from harvester.lune.retry import parse_retry_after
+
+JSON_TYPES: Final = ("application/json",)
+PDF_TYPES: Final = ("application/pdf", "application/octet-stream")
+
+# Codes of Lune's errors guide that are about one account, whatever the status they come with.
+_ACCOUNT_CODES: Final = frozenset(
+    {
+        "account_scope_incorrect",
+        "account_suspended",
+        "invalid_selected_account_id",
+        "live_account_required",
+    }
+)
+_LONGEST_QUOTE: Final = 200  # bytes
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class AnswerTooLarge(UnexpectedAnswer):
+    """A body over its cap; the same request would get it again."""
+
+    retryable = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer to a GET: status, the headers that count, the body.
+
+    ``path`` is the URL path without its query. The body of an answer other than 200 may be cut.
+    """
+
+    path: str
+    status: int
+    content_type: str
+    content_encoding: str
+    retry_after: str | None
+    cf_ray: str | None
+    body: bytes = field(repr=False)
+
+    def unexpected(self, message: str) -> UnexpectedAnswer:
+        """Build the error for an answer that is not what the API serves."""
+        return UnexpectedAnswer(
+            message, method="GET", path=self.path, status=self.status, cf_ray=self.cf_ray
+        )
+
+
+def raise_for(answer: Answer, types: tuple[str, ...], redact: Callable[[str], str]) -> None:
+    """Raise the error an answer stands for; return when it is a 200 of one of the ``types``.
+
+    ``redact`` hides the key, should the server quote it back.
+    """
+    if answer.status == 200:
+        if answer.content_encoding not in {"", "identity"}:
+            raise answer.unexpected("an encoding that was not asked for")
+        if answer.content_type not in types:
+            raise answer.unexpected(f"content type is not {types[0]}")
+        return
+    code, said = _read_error(answer)
+    code = _token(code, redact)
+    kind, message = _classify(answer.status, code)
+    if quote := _quote(said, redact):
+        message = f"{message}: {quote}"
+    raise kind(
+        message,
+        method="GET",
+        path=answer.path,
+        status=answer.status,
+        code=code,
+        retry_after=parse_retry_after(answer.retry_after, time.time()),
+        cf_ray=_token(answer.cf_ray, redact),
+    )
+
+
+def _classify(status: int, code: str | None) -> tuple[type[LuneError], str]:
+    """Return the class of error and what happened, in words. The first rule that fits holds."""
+    refused = 400 <= status < 500
+    rules: tuple[tuple[bool, type[LuneError], str], ...] = (
+        (status == 429, RateLimited, "over the rate limit"),
+        (500 <= status < 600, ServerFault, "a fault at Lune"),
+        (refused and code in _ACCOUNT_CODES, AccountRefused, "the account is refused"),
+        (status == 401, KeyRefused, "the key is refused"),
+        (refused and code == "unauthorised", KeyRefused, "the key is refused"),
+        (status == 404, NotFound, "not found"),
+        (status == 403 and code is None, EdgeBlocked, "refused by something in front of Lune"),
+        (status == 408, Unreachable, "timeout at the server"),
+        (refused, RequestRefused, "the request is refused"),
+        # 304 leads nowhere: it is an answer to a condition that was never set.
+        (300 <= status < 400 and status != 304, Redirected, "redirected, and not followed"),
+    )
+    for fits, kind, message in rules:
+        if fits:
+            return kind, message
+    return UnexpectedAnswer, "a status the API does not serve"
+
+
+def _read_error(answer: Answer) -> tuple[str | None, str]:
+    """Return Lune's error code and message, as far as the body has them; HTML is not quoted."""
+    try:
+        body = load(answer.body)
+    except PayloadError:
+        is_text = answer.content_type == "text/plain"
+        return None, answer.body.decode(errors="replace") if is_text else ""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return None, ""
+    code, message = error.get("error_code"), error.get("message")
+    return (
+        code if isinstance(code, str) else None,
+        message if isinstance(message, str) else "",
+    )
+
+
+def _token(text: str | None, redact: Callable[[str], str]) -> str | None:
+    """Return a code or CF-Ray that is safe to show, else None."""
+    if text is None or not _TOKEN.fullmatch(text):
+        return None
+    return redact(text)
+
+
+def _quote(text: str, redact: Callable[[str], str]) -> str:
+    """Return served text on one printable line of at most 200 bytes, without the key."""
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    # Hidden before it is cut: half a key is not recognised.
+    return redact(line).encode()[:_LONGEST_QUOTE].decode(errors="ignore")

@@ -1,0 +1,166 @@
+"""From a call to its answer: the turn, the key, the border, the tries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import structlog
+from yarl import URL
+
+from harvester.domain.errors import AccountRefused, KeyRefused
+from harvester.lune.answers import JSON_TYPES, Answer, raise_for
+from harvester.lune.exchange import Exchange
+from harvester.lune.gate import KeyGate
+from harvester.lune.origin import Origin
+from harvester.lune.pacing import Pacer
+from harvester.lune.payload import PayloadError
+from harvester.lune.retry import Retries, Sleep
+
+T = TypeVar("T")
+
+OWN_ACCOUNT: Final = "/accounts/me"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One GET: where, for which account (None: the key's own), what may come back, and how long.
+
+    ``total`` is in seconds, ``cap`` in bytes.
+    """
+
+    url: URL
+    account_id: str | None
+    total: float
+    cap: int
+    types: tuple[str, ...] = JSON_TYPES
+
+
+class Channel:
+    """Ask Lune, in turn, with the key, as often as makes sense.
+
+    A 401 without ``Lune-Account`` refuses the key. With it, the account may be meant: one request
+    for the key's own account decides, and only then is the key or the account refused.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        exchange: Exchange,
+        pacer: Pacer,
+        *,
+        own_account: Call,
+        connections: int,
+        sleep: Sleep,
+    ) -> None:
+        self._origin = origin
+        self._exchange = exchange
+        self._pacer = pacer
+        self._own_account = own_account
+        # Taken before the pacer, so that nobody holds a slot while waiting for a connection.
+        self._connections = asyncio.Semaphore(connections)
+        self._sleep = sleep
+        self._retries = Retries(pacer.pause)
+        self._gate = KeyGate()
+        self._confirming = asyncio.Lock()
+        self._confirmations = 0
+
+    @property
+    def refused(self) -> bool:
+        """Tell whether the key is refused."""
+        return self._gate.closed
+
+    async def fetch(self, call: Call, read: Callable[[Answer], T]) -> T:
+        """Return what ``read`` makes of the answer; ``PayloadError`` means ``UnexpectedAnswer``."""
+
+        async def attempt() -> T:
+            return _parse(await self._ask(call), read)
+
+        async def rest(seconds: float) -> None:
+            async with self._gate.waiting("GET", call.url.raw_path):
+                await self._sleep(seconds)
+
+        return await self._retries.run(attempt, rest)
+
+    async def probe(self, read: Callable[[Answer], T]) -> T:
+        """Re-read the key and ask for its own account, refused or not; success lifts a refusal."""
+        self._origin.reread_key()
+
+        async def attempt() -> T:
+            try:
+                return _parse(await self._send(self._own_account, gated=False), read)
+            except KeyRefused as refusal:
+                self._refuse(refusal)
+                raise
+
+        own = await self._retries.run(attempt, self._sleep)
+        if self._gate.closed:
+            self._gate.open()
+            log.info("lune_key_accepted")
+        return own
+
+    async def _ask(self, call: Call) -> Answer:
+        try:
+            return await self._send(call)
+        except KeyRefused as refusal:
+            if self._gate.closed:
+                raise
+            if call.account_id is None:
+                self._refuse(refusal)
+                raise
+            refused = refusal
+        await self._confirm_key()
+        raise AccountRefused(
+            "the account is refused, the key is not",
+            method=refused.method,
+            path=refused.path,
+            status=refused.status,
+            code=refused.code,
+            cf_ray=refused.cf_ray,
+        )
+
+    async def _confirm_key(self) -> None:
+        """Return when the key itself is good; ``KeyRefused`` when it is not."""
+        seen = self._confirmations
+        async with self._confirming:
+            if self._confirmations != seen:
+                return  # somebody else asked while this one waited
+            try:
+                await self._send(self._own_account)
+            except AccountRefused:
+                pass  # the key was read; it is its own account that is refused
+            except KeyRefused as refusal:
+                if not self._gate.closed:
+                    self._refuse(refusal)
+                raise
+            self._confirmations += 1
+
+    async def _send(self, call: Call, *, gated: bool = True) -> Answer:
+        """Wait for a turn, send one request, and return its answer if it is a good one."""
+        async with AsyncExitStack() as turn:
+            async with self._gate.waiting("GET", call.url.raw_path) if gated else nullcontext():
+                await turn.enter_async_context(self._connections)
+                await turn.enter_async_context(self._pacer)
+            headers = self._origin.authorization(call.url)
+            if call.account_id is not None:
+                headers["Lune-Account"] = call.account_id
+            answer = await self._exchange.get(call.url, headers, total=call.total, cap=call.cap)
+        raise_for(answer, call.types, self._origin.redact)
+        return answer
+
+    def _refuse(self, refusal: KeyRefused) -> None:
+        if not self._gate.closed:
+            log.error("lune_key_refused", reason=str(refusal))
+        self._gate.close(refusal)
+
+
+def _parse(answer: Answer, read: Callable[[Answer], T]) -> T:
+    try:
+        return read(answer)
+    except PayloadError as error:
+        raise answer.unexpected(str(error)) from None

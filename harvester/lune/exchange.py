@@ -1,0 +1,214 @@
+"""One request and its answer over aiohttp, with a deadline, a cap and nothing done unasked.
+
+aiohttp would follow redirects, keep cookies, unpack compressed bodies, read proxies from the
+environment, send a GET a second time by itself and reuse a connection on which unasked bytes have
+arrived. None of that happens here.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Final
+
+import aiohttp
+from aiohttp.tracing import Trace
+from yarl import URL
+
+from harvester.domain.errors import LuneError, UnexpectedAnswer, Unreachable
+from harvester.lune.answers import Answer, AnswerTooLarge
+from harvester.lune.retry import StaleConnection
+
+_ERROR_CAP: Final = 65_536  # bytes of an answer that is an error anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a request may take, in seconds.
+
+    ``connect`` is for the connection, TLS included; ``read`` for the head of the answer and for
+    each silence after it; ``total`` and ``certificate_total`` for everything.
+    """
+
+    connect: float = 10.0
+    read: float = 20.0
+    total: float = 60.0
+    certificate_total: float = 120.0
+
+
+class Exchange:
+    """The one HTTP session; an asynchronous context manager.
+
+    ``headers`` go with every request, ``connections`` is how many may be open at once and ``tls``
+    replaces the system's trust.
+    """
+
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        *,
+        deadlines: Deadlines,
+        connections: int,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._headers = headers
+        self._deadlines = deadlines
+        self._connections = connections
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> None:
+        reuse = aiohttp.TraceConfig()
+        reuse.on_connection_reuseconn.append(_note_reuse)
+        self._session = aiohttp.ClientSession(
+            headers={"Accept-Encoding": "identity", **self._headers},
+            connector=_CleanConnector(limit=self._connections, ssl=self._tls or True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            trace_configs=[reuse],
+            middlewares=(_never_sent_twice,),
+        )
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get(self, url: URL, headers: Mapping[str, str], *, total: float, cap: int) -> Answer:
+        """Return the answer, whatever its status; the body of a 200 is whole and within ``cap``.
+
+        ``total`` is in seconds, ``cap`` in bytes. Raises ``Unreachable``, ``UnexpectedAnswer`` for
+        what is not HTTP and ``AnswerTooLarge``.
+        """
+        if self._session is None:
+            raise RuntimeError("the client is used outside of its async with block")
+        timeout = aiohttp.ClientTimeout(
+            total=total, sock_connect=self._deadlines.connect, sock_read=self._deadlines.read
+        )
+        connection = SimpleNamespace(reused=False)
+        try:
+            async with self._session.get(
+                url,
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+                trace_request_ctx=connection,
+            ) as response:
+                return await _read(response, url.raw_path, cap)
+        except _NoAnswerError as failure:
+            kind: type[LuneError] = StaleConnection if connection.reused else Unreachable
+            word = _describe(failure.reason)[1]
+        except (aiohttp.ClientError, OSError) as error:
+            kind, word = _describe(error)
+        # Outside of the handlers: what aiohttp raises can hold headers, and the key is one.
+        raise kind(word, method="GET", path=url.raw_path)
+
+
+async def _read(response: aiohttp.ClientResponse, path: str, cap: int) -> Answer:
+    headers = response.headers
+    body = bytearray()
+    good = response.status == 200
+    cap = cap if good else _ERROR_CAP
+    over = (response.content_length or 0) > cap
+    try:
+        if not over:
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if over := len(body) > cap:
+                    break
+    except (aiohttp.ClientError, OSError):
+        if good:
+            raise
+        # The status is known, and says more than that its explanation was cut.
+    if over:
+        response.close()
+    answer = Answer(
+        path=path,
+        status=response.status,
+        content_type=headers.get("Content-Type", "").partition(";")[0].strip().lower(),
+        content_encoding=headers.get("Content-Encoding", "").strip().lower(),
+        retry_after=headers.get("Retry-After"),
+        cf_ray=headers.get("CF-Ray"),
+        body=bytes(body),
+    )
+    if over and good:
+        raise AnswerTooLarge(
+            f"too large: over {cap} bytes", method="GET", path=path, status=response.status
+        )
+    return answer
+
+
+def _describe(error: BaseException) -> tuple[type[LuneError], str]:
+    """Return the class and a short word for a failure of the connection."""
+    words: tuple[tuple[type[BaseException], str], ...] = (
+        (aiohttp.ClientConnectorDNSError, "dns"),
+        (aiohttp.ClientConnectorCertificateError, "tls: certificate refused; is the clock right?"),
+        (aiohttp.ClientSSLError, "tls"),
+        (ssl.SSLError, "tls"),
+        (aiohttp.ConnectionTimeoutError, "timeout: no connection in time"),
+        (aiohttp.SocketTimeoutError, "timeout: no bytes in time"),
+        (TimeoutError, "timeout: not whole in time"),
+        (aiohttp.ClientConnectorError, "connect"),
+        (aiohttp.ClientPayloadError, "truncated: the body was cut short"),
+        (aiohttp.ServerDisconnectedError, "disconnected before an answer"),
+        (OSError, "disconnected"),
+    )
+    for kind, word in words:
+        if isinstance(error, kind):
+            number = getattr(error, "errno", None)
+            name = errno.errorcode.get(number, "") if isinstance(number, int) else ""
+            return Unreachable, f"{word}: {name}" if name else word
+    return UnexpectedAnswer, "protocol: not an HTTP answer"
+
+
+class _NoAnswerError(Exception):
+    """A connection was lost before the head of an answer was whole."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+async def _never_sent_twice(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    # aiohttp sends a GET again when the connection drops, and that second request would not have
+    # passed the pacer; it does so for these two errors only, so they leave as another one.
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _NoAnswerError(error) from None
+
+
+async def _note_reuse(
+    _session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    _params: aiohttp.TraceConnectionReuseconnParams,
+) -> None:
+    context.trace_request_ctx.reused = True
+
+
+class _CleanConnector(aiohttp.TCPConnector):
+    """Hand out no idle connection on which something has arrived since.
+
+    Such bytes would be taken for the answer to the next request: one order would be filed with
+    another's certificate.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> aiohttp.connector.Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()

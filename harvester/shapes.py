@@ -1,0 +1,182 @@
+"""The JSON shapes that commands and the API print; other programs depend on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harvester.domain.records import KnownCertificate
+from harvester.domain.waiting import waits_for
+from harvester.harvest.drain import DrainReport
+from harvester.ledger.lock import Holder
+from harvester.ledger.queries import OrderDetail, OrderRow, Summary
+
+PathOf = Callable[[str], Path]
+"""Turns an archive key into the path a person can open."""
+
+
+def instant(at: datetime | None) -> str | None:
+    """Write an instant as RFC 3339 UTC."""
+    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def order(row: OrderRow, path_of: PathOf) -> dict[str, Any]:
+    """Return a row of ``orders --json``; ``certificate`` is null until one is owed."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "idempotency_key": row.idempotency_key,
+        "status": row.status,
+        "quantity": row.quantity,
+        "metadata": row.metadata,
+        "created_at": instant(row.created_at),
+        "first_seen_at": instant(row.first_seen_at),
+        "last_seen_at": instant(row.last_seen_at),
+        "next_check_at": instant(row.next_check_at),
+        "certificate": _current_certificate(row, path_of),
+    }
+
+
+def _current_certificate(row: OrderRow, path_of: PathOf) -> dict[str, Any] | None:
+    if row.certificate_state is None:
+        return None
+    # While one is owed there is none to show, though an interim one may lie in the archive.
+    stored = row.certificate if row.certificate_state == "stored" else None
+    return {"state": row.certificate_state, **_file(stored, path_of)}
+
+
+def _file(stored: KnownCertificate | None, path_of: PathOf) -> dict[str, Any]:
+    return {
+        "version": None if stored is None else stored.version,
+        "path": None if stored is None else str(path_of(stored.file.key)),
+        "sha256": None if stored is None else stored.file.sha256,
+        "size": None if stored is None else stored.file.size,
+        "stored_at": None if stored is None else instant(stored.stored_at),
+    }
+
+
+def order_detail(detail: OrderDetail, path_of: PathOf) -> dict[str, Any]:
+    """Return ``show --json``: the row, what it waits for, its chain, versions and anomalies."""
+    row = detail.order
+    return order(row, path_of) | {
+        "mode": row.mode,
+        "beneficiary": row.beneficiary,
+        "waits_for": waits_for(row.status, row.certificate_state, row.failure_reason),
+        "missing_since": instant(row.missing_since),
+        "transitions": [
+            {
+                "seq": step.seq,
+                "from": step.from_status,
+                "to": step.to_status,
+                "observed_at": instant(step.observed_at),
+                "source": step.source,
+            }
+            for step in detail.transitions
+        ],
+        "certificates": [_file(one, path_of) | {"kind": one.kind} for one in detail.certificates],
+        "anomalies": [
+            {
+                "kind": odd.kind,
+                "recorded": odd.recorded,
+                "served": odd.served,
+                "first_at": instant(odd.first_at),
+                "last_at": instant(odd.last_at),
+                "count": odd.count,
+            }
+            for odd in detail.anomalies
+        ],
+    }
+
+
+def summary(state: Summary, holder: Holder | None) -> dict[str, Any]:
+    """Return ``status --json``."""
+    return {
+        "orders": dict(state.by_status),
+        "certificates": dict(state.by_certificate),
+        "backlog": state.overdue,
+        "next_wake_at": instant(state.next_wake_at),
+        "anomalies": state.anomalies,
+        "set_aside": [
+            {
+                "account_id": odd.account_id,
+                "reference": odd.reference,
+                "reason": odd.reason,
+                "first_at": instant(odd.first_at),
+                "last_at": instant(odd.last_at),
+                "count": odd.count,
+            }
+            for odd in state.set_aside
+        ],
+        "accounts": [
+            {
+                "id": account.id,
+                "name": account.name,
+                "mode": account.mode,
+                "scope": account.scope,
+                "last_sweep_at": instant(account.last_sweep_at),
+                "next_sweep_at": instant(account.next_sweep_at),
+                "parked_reason": account.parked_reason,
+            }
+            for account in state.accounts
+        ],
+        "daemon": None
+        if holder is None
+        else {
+            "pid": holder.pid,
+            "host": holder.host,
+            "command": holder.command,
+            "since": holder.since,
+        },
+    }
+
+
+def drain_report(report: DrainReport, exit_code: int) -> dict[str, Any]:
+    """Return the report of ``run --drain``."""
+    finished = report.finished_at or report.started_at
+    return {
+        "started_at": instant(report.started_at),
+        "finished_at": instant(finished),
+        "seconds": round((finished - report.started_at).total_seconds(), 3),
+        "exit_code": exit_code,
+        "interrupted": report.interrupted,
+        "accounts": report.accounts,
+        "orders_seen": report.swept.seen,
+        "orders_new": report.swept.new,
+        "orders_changed": report.swept.changed,
+        "anomalies": report.swept.anomalies,
+        "requests": report.requests,
+        "certificates_filed": report.collected.filed,
+        "certificates_adopted": report.collected.adopted,
+        "bytes_filed": report.collected.bytes,
+        "certificates_missing": [
+            {
+                "account_id": one.account_id,
+                "id": one.order_id,
+                "state": one.state,
+                "reason": one.reason,
+                "attempts": one.attempts,
+                "next_check_at": instant(one.next_try_at),
+            }
+            for one in report.missing
+        ],
+        "set_aside": [
+            {"account_id": account, "reference": reference, "reason": why}
+            for (account, reference), why in report.swept.set_aside.items()
+        ],
+        "accounts_parked": report.swept.parked,
+        "accounts_failed": report.swept.failed,
+        "storage": report.collected.storage,
+        "open_by_status": report.open_by_status(),
+        "open": [
+            {
+                "account_id": one.account_id,
+                "id": one.order_id,
+                "status": one.status,
+                "waits_for": waits_for(one.status, None, None),
+                "next_check_at": instant(one.next_check_at),
+            }
+            for one in report.open
+        ],
+    }

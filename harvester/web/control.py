@@ -1,0 +1,121 @@
+"""The daemon's local socket: commands that change something are handed to the process that may.
+
+A Unix socket beside the ledger, mode 0600: who may open it may also write the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from harvester.domain.errors import HarvesterError
+from harvester.domain.ports import Archive, Ledger
+from harvester.harvest.track import Tracker
+from harvester.harvest.verify import Discrepancy, Finding, reopen
+
+log = structlog.get_logger()
+
+_LARGEST_BODY = 16 * 1024 * 1024
+
+
+def control_path(ledger: Path) -> Path:
+    """Return the socket's path, beside the ledger."""
+    return ledger.with_name(ledger.name + ".socket")
+
+
+@contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """Give a name for a socket that is short enough for the kernel's 107 bytes."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def control_app(
+    tracker: Tracker,
+    ledger: Ledger,
+    archive: Archive,
+    clock: Callable[[], datetime],
+    wake: Callable[[str], None],
+) -> web.Application:
+    """Make the handlers: track, retry, repair. Each answers when what it did is durable."""
+
+    async def track(request: web.Request) -> web.Response:
+        body = await request.json()
+        found = await tracker.track(
+            body["references"], by_key=body["by_key"], account_id=body["account_id"]
+        )
+        wake("collect")
+        return web.json_response([asdict(one) for one in found])
+
+    async def retry(request: web.Request) -> web.Response:
+        body = await request.json()
+        due = await ledger.retry_certificates(clock(), body["order_ids"])
+        wake("collect")
+        return web.json_response(due)
+
+    async def repair(request: web.Request) -> web.Response:
+        discrepancies = [
+            Discrepancy(**{**one, "finding": Finding(one["finding"])})
+            for one in await request.json()
+        ]
+        count = await reopen(ledger, archive, discrepancies, clock())
+        wake("collect")
+        return web.json_response(count)
+
+    app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[_faults_as_answers])
+    app.add_routes(
+        [
+            web.post("/track", track),
+            web.post("/retry", retry),
+            web.post("/repair", repair),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _faults_as_answers(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        answer: web.StreamResponse = await handler(request)
+    except HarvesterError as error:
+        body = {"error": type(error).__name__, "message": str(error)}
+        return web.json_response(body, status=503)
+    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+        body = {"error": "BadRequest", "message": f"not a request of ours: {type(error).__name__}"}
+        return web.json_response(body, status=400)
+    return answer
+
+
+@asynccontextmanager
+async def serve_control(app: web.Application, ledger: Path) -> AsyncIterator[None]:
+    """Serve on the ledger's socket while inside; the caller holds the ledger's lock."""
+    path = control_path(ledger)
+    # Whoever left it behind is dead: the lock is ours.
+    path.unlink(missing_ok=True)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+    await runner.setup()
+    before = os.umask(0o177)
+    try:
+        with reachable(path) as name:
+            await web.UnixSite(runner, name).start()
+    finally:
+        os.umask(before)
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+        with contextlib.suppress(OSError):
+            path.unlink()

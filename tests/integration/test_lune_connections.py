@@ -1,0 +1,249 @@
+"""The client's connections: kept, replaced, refused, and never trusted with another's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.domain import errors
+from harvester.domain.orders import Account
+from harvester.lune import Deadlines, LuneClient, Pacer
+
+OWN = Account("own", "own", "live", "account", "GBP", None, "org", is_default=True)
+ORDER = b'{"id": "o1", "status": "placed", "created_at": "2023-01-04T15:00:27Z"}'
+PATIENCE = Deadlines(connect=0.3, read=0.3, total=1.0)
+
+Answer = Callable[[int, asyncio.StreamWriter], Awaitable[None]]
+
+
+def whole(body: bytes = ORDER, extra: bytes = b"") -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n"
+    return head % (len(body), extra) + body
+
+
+class RawServer:
+    """A loopback server that answers the n-th request (from 1) as its script says."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.heads: list[bytes] = []
+        self.connections = 0
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            while not writer.is_closing():
+                self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+                await self._answer(len(self.heads), writer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def stop(self) -> None:
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def raw_server(answer: Answer, **options: Any) -> AsyncIterator[RawServer]:
+    raw = RawServer(answer)
+    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, **options)
+    raw.port = server.sockets[0].getsockname()[1]
+    try:
+        yield raw
+    finally:
+        server.close()
+        await raw.stop()
+
+
+def saying(*parts: bytes, close: bool = False) -> Answer:
+    async def answer(_: int, writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            writer.write(part)
+        if close:
+            writer.close()
+
+    return answer
+
+
+class Naps(list[float]):
+    """Sleep no time, and remember how long was asked for."""
+
+    async def __call__(self, seconds: float) -> None:
+        self.append(seconds)
+
+
+@asynccontextmanager
+async def asking(port: int, scheme: str = "http", **options: Any) -> AsyncIterator[LuneClient]:
+    options = {"deadlines": PATIENCE, "sleep": Naps(), **options}
+    base = f"{scheme}://127.0.0.1:{port}/v1"
+    async with LuneClient(base, lambda: "key", Pacer(1000), **options) as lune:
+        yield lune
+
+
+FORGED = whole(ORDER.replace(b"placed", b"failed"))
+
+
+@pytest.mark.parametrize(("extra", "delay"), [(FORGED, 0), (FORGED, 0.1), (b"junk", 0.1)])
+async def test_bytes_after_an_answer_are_never_the_next_answer(extra: bytes, delay: float) -> None:
+    async def answer(_: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole())
+        await asyncio.sleep(delay)
+        writer.write(extra)
+
+    async with raw_server(answer) as server, asking(server.port) as lune:
+        for _ in range(3):
+            assert (await lune.fetch_order(OWN, "o1")).status == "placed"
+            await asyncio.sleep(delay * 2)
+        assert server.connections == 3
+
+
+async def test_a_connection_closed_while_idle_is_replaced_without_a_wait() -> None:
+    async def hang_up_on_the_second(n: int, writer: asyncio.StreamWriter) -> None:
+        if n == 2:
+            writer.close()
+        else:
+            writer.write(whole())
+
+    naps = Naps()
+    async with (
+        raw_server(hang_up_on_the_second) as server,
+        asking(server.port, sleep=naps) as lune,
+    ):
+        await lune.fetch_order(OWN, "o1")
+        await lune.fetch_order(OWN, "o1")
+        assert len(server.heads) == 3
+    assert naps == [0]
+
+
+async def test_connections_are_kept_for_the_next_request() -> None:
+    async with raw_server(saying(whole())) as server, asking(server.port) as lune:
+        for _ in range(5):
+            await lune.fetch_order(OWN, "o1")
+        assert (server.connections, len(server.heads)) == (1, 5)
+
+
+async def test_cookies_are_not_kept() -> None:
+    reply = whole(extra=b"Set-Cookie: session=1\r\n")
+    async with raw_server(saying(reply)) as server, asking(server.port) as lune:
+        await lune.fetch_order(OWN, "o1")
+        await lune.fetch_order(OWN, "o1")
+        assert not any(b"ookie" in head for head in server.heads)
+
+
+async def test_every_try_passes_the_pacer() -> None:
+    async with raw_server(saying(close=True)) as server:
+        pacer = Pacer(1000)
+        base = f"http://127.0.0.1:{server.port}/v1"
+        async with LuneClient(base, lambda: "key", pacer, sleep=Naps()) as lune:
+            with pytest.raises(errors.Unreachable):
+                await lune.fetch_order(OWN, "o1")
+        assert pacer.requests == len(server.heads) == 4
+
+
+async def test_many_cancelled_requests_leave_the_client_working() -> None:
+    slow = True
+
+    async def answer(_: int, writer: asyncio.StreamWriter) -> None:
+        if slow:
+            await asyncio.sleep(60)
+        writer.write(whole())
+
+    async with raw_server(answer) as server, asking(server.port, connections=4) as lune:
+        for _ in range(20):
+            calls = [asyncio.create_task(lune.fetch_order(OWN, "o1")) for _ in range(8)]
+            await asyncio.sleep(0.005)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        slow = False
+        async with asyncio.timeout(20):
+            assert (await lune.fetch_order(OWN, "o1")).id == "o1"
+
+
+async def test_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with asking(unused.getsockname()[1]) as lune:
+            with pytest.raises(errors.Unreachable, match="connect: ECONNREFUSED"):
+                await lune.fetch_order(OWN, "o1")
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """Listen, but leave no room for another connection: its SYN is dropped."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        fillers = [socket.socket() for _ in range(3)]
+        try:
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(listening.getsockname())
+            yield listening.getsockname()[1]
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+async def test_a_connection_that_never_comes_about_has_a_deadline() -> None:
+    with full_backlog() as port:
+        async with asking(port) as lune, asyncio.timeout(20):
+            with pytest.raises(errors.Unreachable, match="timeout: no connection"):
+                await lune.fetch_order(OWN, "o1")
+
+
+async def test_plain_http_where_tls_is_due_is_never_fallen_back_to() -> None:
+    async with raw_server(saying(whole(), close=True)) as server:
+        async with asking(server.port, "https") as lune:
+            with pytest.raises(errors.Unreachable):
+                await lune.fetch_order(OWN, "o1")
+        assert server.heads == []
+
+
+@pytest.fixture
+def self_signed(tmp_path: Path) -> ssl.SSLContext:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    files = [str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")]
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", files[0], "-out", files[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files[1], files[0])
+    return context
+
+
+async def test_a_certificate_nobody_vouches_for_is_refused_before_the_key_is_sent(
+    self_signed: ssl.SSLContext, tmp_path: Path
+) -> None:
+    patient = Deadlines(connect=5, read=5, total=10)
+    async with raw_server(saying(whole()), ssl=self_signed) as server:
+        async with asking(server.port, "https", deadlines=patient) as lune:
+            with pytest.raises(errors.Unreachable, match="tls: certificate refused"):
+                await lune.fetch_order(OWN, "o1")
+        assert server.heads == []
+        trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+        async with asking(server.port, "https", deadlines=patient, tls=trusting) as lune:
+            assert (await lune.fetch_order(OWN, "o1")).id == "o1"

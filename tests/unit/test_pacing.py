@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+
+import pytest
+
+from harvester.lune.pacing import Pacer
+
+
+class FakeTime:
+    """A clock that moves only when told, and the sleeps that wait for it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.sleeps = 0
+        self._order = itertools.count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps += 1
+        woken = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.now + seconds, next(self._order), woken))
+        await woken
+
+    async def run(self, seconds: float) -> None:
+        """Let this much time pass, waking each sleeper at its moment."""
+        end = self.now + seconds
+        await self._settle()
+        while self._sleepers and self._sleepers[0][0] <= end:
+            when, _, woken = heapq.heappop(self._sleepers)
+            self.now = when
+            if not woken.done():
+                woken.set_result(None)
+                await self._settle()
+        self.now = end
+        await self._settle()
+
+    async def _settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+class Traffic:
+    """Requests through a pacer: when each started, and when it was counted at the server."""
+
+    def __init__(self, rate: float) -> None:
+        self.time = FakeTime()
+        self.pacer = Pacer(rate, clock=self.time.clock, sleep=self.time.sleep)
+        self.starts: list[tuple[str, float]] = []
+        self.counted: list[float] = []
+
+    async def request(self, name: str = "", out: float = 0.0, back: float = 0.0) -> None:
+        async with self.pacer:
+            self.starts.append((name, self.time.now - 1000.0))
+            if out:
+                await self.time.sleep(out)
+            self.counted.append(self.time.now)
+            if back:
+                await self.time.sleep(back)
+
+    def spawn(self, name: str = "", out: float = 0.0, back: float = 0.0) -> asyncio.Task[None]:
+        return asyncio.create_task(self.request(name, out, back))
+
+    @property
+    def times(self) -> list[float]:
+        return [at for _, at in self.starts]
+
+
+def most_in_a_second(instants: list[float]) -> int:
+    ordered = sorted(instants)
+    return max(sum(1 for t in ordered[n:] if t - at < 1) for n, at in enumerate(ordered))
+
+
+async def test_starts_are_evenly_spaced_and_in_the_order_they_came() -> None:
+    traffic = Traffic(10)
+    tasks = [traffic.spawn(str(n)) for n in range(10)]
+    await traffic.time.run(2)
+    await asyncio.gather(*tasks)
+    assert [name for name, _ in traffic.starts] == [str(n) for n in range(10)]
+    assert traffic.times == pytest.approx([n / 10 for n in range(10)], abs=0.0011)
+
+
+@pytest.mark.parametrize("rate", [1, 3, 12, 15.7])
+@pytest.mark.parametrize("seed", range(5))
+async def test_no_second_at_the_server_holds_more_than_the_rate(rate: float, seed: int) -> None:
+    dice = random.Random(seed)
+    traffic = Traffic(rate)
+    tasks = [
+        traffic.spawn(out=dice.choice([0, 0.01, 0.9]), back=dice.choice([0, 0.01, 2.0]))
+        for _ in range(60)
+    ]
+    await traffic.time.run(400)
+    await asyncio.gather(*tasks)
+    assert len(traffic.counted) == 60
+    assert most_in_a_second(traffic.counted) <= rate
+
+
+async def test_a_slot_rests_a_second_after_the_answer() -> None:
+    traffic = Traffic(2)
+    tasks = [traffic.spawn(back=3) for _ in range(3)]
+    await traffic.time.run(10)
+    await asyncio.gather(*tasks)
+    assert traffic.times[2] == pytest.approx(4, abs=0.01)
+
+
+async def test_a_failed_request_gives_its_slot_back_just_as_late() -> None:
+    traffic = Traffic(1)
+    with pytest.raises(RuntimeError):
+        async with traffic.pacer:
+            raise RuntimeError
+    task = traffic.spawn()
+    await traffic.time.run(5)
+    await task
+    assert traffic.times[0] == pytest.approx(1)
+
+
+async def test_below_one_a_second_a_slot_rests_for_the_whole_gap() -> None:
+    traffic = Traffic(0.5)
+    tasks = [traffic.spawn() for _ in range(3)]
+    await traffic.time.run(10)
+    await asyncio.gather(*tasks)
+    assert traffic.times == pytest.approx([0, 2, 4], abs=0.01)
+
+
+async def test_idle_time_earns_no_burst() -> None:
+    traffic = Traffic(10)
+    await traffic.request()
+    await traffic.time.run(3600)
+    tasks = [traffic.spawn() for _ in range(5)]
+    await traffic.time.run(2)
+    await asyncio.gather(*tasks)
+    gaps = [b - a for a, b in itertools.pairwise(traffic.times[1:])]
+    assert min(gaps) >= 0.1 - 0.0011
+
+
+async def test_waiters_that_were_suspended_start_evenly_too() -> None:
+    traffic = Traffic(10)
+    tasks = [traffic.spawn() for _ in range(5)]
+    await asyncio.sleep(0)
+    traffic.time.now += 3600  # the process slept
+    await traffic.time.run(2)
+    await asyncio.gather(*tasks)
+    gaps = [b - a for a, b in itertools.pairwise(traffic.times[1:])]
+    assert min(gaps) >= 0.1 - 0.0011
+
+
+async def test_a_pause_holds_everybody_and_is_never_shortened() -> None:
+    traffic = Traffic(10)
+    traffic.pacer.pause(5)
+    tasks = [traffic.spawn() for _ in range(2)]
+    await traffic.time.run(4)
+    traffic.pacer.pause(10)
+    traffic.pacer.pause(1)
+    await traffic.time.run(9.9)
+    assert traffic.times == []
+    await traffic.time.run(1)
+    await asyncio.gather(*tasks)
+    assert traffic.times == pytest.approx([14, 14.1], abs=0.0011)
+    assert traffic.pacer.pauses == 3
+
+
+async def test_a_pause_of_no_time_is_none() -> None:
+    traffic = Traffic(10)
+    traffic.pacer.pause(0)
+    traffic.pacer.pause(-5)
+    await traffic.request()
+    assert traffic.times == [0]
+    assert traffic.pacer.pauses == 0
+
+
+@pytest.mark.parametrize("cancelled", [1, 2])
+async def test_a_cancelled_waiter_leaves_at_once_and_loses_no_slot(cancelled: int) -> None:
+    traffic = Traffic(1)
+    await traffic.request("first")
+    tasks = {n: traffic.spawn(str(n)) for n in (1, 2, 3)}
+    await traffic.time.run(0.5)
+    tasks[cancelled].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks.pop(cancelled)
+    await traffic.time.run(5)
+    await asyncio.gather(*tasks.values())
+    assert traffic.times == pytest.approx([0, 1, 2])
+    assert [name for name, _ in traffic.starts] == ["first", *map(str, tasks)]
+
+
+async def test_who_waits_for_a_slot_in_flight_starts_a_second_after_its_answer() -> None:
+    traffic = Traffic(1)
+    tasks = [traffic.spawn(back=7), traffic.spawn()]
+    await traffic.time.run(7.5)
+    assert len(traffic.starts) == 1
+    await traffic.time.run(1)
+    await asyncio.gather(*tasks)
+    assert traffic.times[1] == pytest.approx(8)
+
+
+async def test_gaps_below_a_millisecond_are_not_slept_one_by_one() -> None:
+    traffic = Traffic(5000)
+    tasks = [traffic.spawn() for _ in range(1000)]
+    await traffic.time.run(1)
+    await asyncio.gather(*tasks)
+    assert traffic.times[-1] == pytest.approx(0.2, abs=0.01)
+    assert traffic.time.sleeps <= 1000
+
+
+async def test_requests_and_waiting_are_counted() -> None:
+    traffic = Traffic(2)
+    tasks = [traffic.spawn() for _ in range(3)]
+    await traffic.time.run(5)
+    await asyncio.gather(*tasks)
+    assert traffic.pacer.requests == 3
+    assert traffic.pacer.waited_seconds == pytest.approx(0.5 + 1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        Pacer(rate)
