@@ -115,7 +115,9 @@ async def open_ledger(settings: Settings, command: str) -> AsyncIterator[Databas
         raise LedgerUnavailable(f"{path.parent}: cannot be made: {error.strerror}") from error
     with LedgerLock(path, command):
         before, backup = await asyncio.to_thread(migrate.upgrade, path)
-        if before != migrate.HEAD:
+        if before is None:
+            log.info("ledger made", ledger=str(path), schema=migrate.HEAD)
+        elif before != migrate.HEAD:
             log.info("ledger upgraded", before=before, after=migrate.HEAD, backup=_text(backup))
         async with _opened(path) as database:
             yield database

@@ -46,6 +46,7 @@ class DirectoryArchive:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
+        self._device: int | None = None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="archive")
 
     async def prepare(self, *, create: bool) -> None:
@@ -101,7 +102,10 @@ class DirectoryArchive:
         return await self._in_thread(self._sweep)
 
     async def probe(self) -> None:
-        """Try every step of a put on a small file; ``StorageUnavailable`` names what fails."""
+        """Try every step of a put on a small file; ``StorageUnavailable`` names what fails.
+
+        A root that was emptied or made again on the same disk is set up anew.
+        """
         await self._in_thread(self._probe)
 
     async def free_bytes(self) -> int:
@@ -132,6 +136,7 @@ class DirectoryArchive:
                     f"the archive {self._root} does not exist: mount its disk, or create the folder"
                 )
             make_incoming(self._root)
+            self._device = self._root.stat().st_dev
 
     def _put(self, key: str, data: bytes) -> StoredFile | None:
         folders, name = split_key(key)
@@ -216,6 +221,7 @@ class DirectoryArchive:
         return len(leftovers)
 
     def _probe(self) -> None:
+        self._welcome_new_root()
         with (
             storage_faults("store a file in", self._root),
             open_root(self._root) as archive,
@@ -226,6 +232,15 @@ class DirectoryArchive:
             link_new(archive.incoming, temporary, archive.root, _PROBE)
             os.fsync(archive.root)
             _unlink_probe(archive)
+
+    def _welcome_new_root(self) -> None:
+        """Set up a root that was removed and made again while we run.
+
+        Only on the disk it was on before: on another it is the mount point of one that is absent.
+        """
+        with storage_faults("set up the archive", self._root):
+            if self._root.stat().st_dev == self._device:
+                make_incoming(self._root)
 
     def _free_bytes(self) -> int:
         with storage_faults("measure", self._root), open_root(self._root) as archive:

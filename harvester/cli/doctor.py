@@ -73,9 +73,11 @@ async def _checks(context: Context) -> AsyncIterator[Check]:
     yield Check(
         "configuration", "ok", f"{where}" if where else "none found: defaults and environment"
     )
-    yield _secret_file(settings)
-    async for check in _lune(settings):
-        yield check
+    key = _secret_file(settings)
+    yield key
+    if key.level != "fail":
+        async for check in _lune(settings):
+            yield check
     yield _ledger(settings)
     yield _sqlite()
     async for check in _archive(settings):
@@ -198,6 +200,7 @@ async def _archive(settings: Settings) -> AsyncIterator[Check]:
             text = f"{settings.storage.path}: none yet; `harvester run` makes it"
             yield Check("archive", "ok", text)
             return
+        await archive.prepare(create=False)
         await archive.probe()
         yield Check("archive", "ok", f"{settings.storage.path}: takes files durably")
         free = await archive.free_bytes()

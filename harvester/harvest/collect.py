@@ -14,6 +14,7 @@ from harvester.domain.cadence import Cadence
 from harvester.domain.errors import (
     AccountRefused,
     CertificateRejected,
+    HarvesterError,
     KeyRefused,
     LuneError,
     NotFound,
@@ -141,6 +142,13 @@ class Collector:
             await self._failed(order, CertificateState.FAILED, str(error), body.cf_ray)
         except StorageUnavailable as error:
             report.storage = str(error)
+        except HarvesterError:
+            raise
+        except Exception as error:
+            # A fault of ours on one order must not keep the others from their certificates.
+            report.failed += 1
+            log.exception("collecting broke", account=order.account_id, order=order.id)
+            await self._failed(order, CertificateState.FAILED, f"a fault: {error!r:.200}", None)
         else:
             report.filed += 1
             report.bytes += len(body.data)

@@ -11,6 +11,7 @@ import structlog
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import (
     AccountRefused,
+    HarvesterError,
     KeyRefused,
     LuneError,
     NotFound,
@@ -102,25 +103,34 @@ class Sweep:
 
     async def _guarded(self, account: Account, report: SweepReport, work: Awaitable[None]) -> None:
         report.accounts += 1
-        now = self._clock()
         try:
             await work
         except KeyRefused:
             raise
         except AccountRefused as error:
             report.parked[account.id] = str(error)
-            until = self._cadence.next_try_of_parked(now)
+            until = self._cadence.next_try_of_parked(self._clock())
             if await self._ledger.park_account(account.id, str(error), until):
                 log.warning("account parked", account=account.id, reason=str(error))
         except LuneError as error:
-            report.failed[account.id] = str(error)
-            later = self._cadence.next_sweep_after_fault(now)
-            await self._ledger.postpone_sweep(account.id, later)
-            looks = await self._ledger.due_looks(account.id, now, self._cadence.horizon(now))
-            await self._ledger.postpone_looks(account.id, [look.order_id for look in looks], later)
-            log.warning(
-                "account not swept", account=account.id, reason=str(error), cf_ray=error.cf_ray
-            )
+            await self._postpone(account, report, str(error), error.cf_ray)
+        except HarvesterError:
+            raise
+        except Exception as error:
+            # A fault of ours on one account must not keep the others from being followed.
+            log.exception("sweeping broke", account=account.id)
+            await self._postpone(account, report, f"a fault: {error!r:.200}", None)
+
+    async def _postpone(
+        self, account: Account, report: SweepReport, reason: str, cf_ray: str | None
+    ) -> None:
+        now = self._clock()
+        report.failed[account.id] = reason
+        later = self._cadence.next_sweep_after_fault(now)
+        await self._ledger.postpone_sweep(account.id, later)
+        looks = await self._ledger.due_looks(account.id, now, self._cadence.horizon(now))
+        await self._ledger.postpone_looks(account.id, [look.order_id for look in looks], later)
+        log.warning("account not swept", account=account.id, reason=reason, cf_ray=cf_ray)
 
     async def _follow(self, account: Account, report: SweepReport) -> None:
         now = self._clock()

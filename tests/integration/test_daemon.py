@@ -1,0 +1,148 @@
+"""The service loop: wakes by itself, stops when asked, survives what time or a person can mend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from harvester.app import Harvest, now
+from harvester.domain.cadence import Cadence
+from harvester.domain.errors import LedgerUnavailable
+from harvester.harvest.daemon import Daemon
+from harvester.harvest.reports import CollectReport, SweepReport
+from harvester.harvest.stopping import Stop
+from harvester.ledger.queries import summarise
+from harvester.sandbox import Sandbox
+from tests.integration.conftest import OpenHarvest
+
+FAST = {"sweep_interval": "200ms", "longest_interval": "1s"}
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+def stored(harvest: Harvest, count: int) -> Callable[[], Awaitable[bool]]:
+    async def is_so() -> bool:
+        state = await summarise(harvest.database, now())
+        return state.by_certificate.get("stored", 0) == count
+
+    return is_so
+
+
+async def test_new_orders_are_found_followed_and_filed_without_being_asked(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    order = sandbox.create_order("paid", hold=True)
+    async with opened(**FAST) as harvest:
+        daemon = asyncio.create_task(harvest.run_daemon())
+        sandbox.move_order(order.id, "complete")
+        await until(stored(harvest, 1))
+        sandbox.create_order("complete", account_id=sandbox.accounts[1].id, hold=True)
+        await until(stored(harvest, 2))
+        harvest.stop.request()
+        await asyncio.wait_for(daemon, 5)
+
+
+async def test_a_refused_key_is_said_once_and_not_asked_with_again(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    sandbox.create_order("complete", hold=True)
+    async with opened(**FAST) as harvest:
+        with structlog.testing.capture_logs() as lines:
+            daemon = asyncio.create_task(harvest.run_daemon())
+            await until(stored(harvest, 1))
+            sandbox.faults.add("revoked-key")
+            sandbox.journal.clear()
+            await asyncio.sleep(2)  # ten sweeps' time
+            asked = sandbox.journal.count()
+            assert not daemon.done()
+            harvest.stop.request()
+            await asyncio.wait_for(daemon, 5)
+    assert 1 <= asked <= 4  # what was in flight, and one question to tell key from account
+    assert len([line for line in lines if line["event"] == "key refused"]) == 1
+
+
+class Steps:
+    """Stands where sweep and collector stand; ``fault`` is what its sweeps raise."""
+
+    def __init__(self, fault: BaseException | None = None) -> None:
+        self.fault = fault
+        self.rounds = 0
+        self.hang = asyncio.Event()
+        self.hanging = asyncio.Event()
+
+    async def accounts(self) -> list[Any]:
+        return []
+
+    async def run_once(self, followed: object = None) -> Any:
+        if followed is None:
+            return CollectReport()
+        self.rounds += 1
+        if self.fault is not None:
+            raise self.fault
+        self.hanging.set()
+        await self.hang.wait()
+        return SweepReport()
+
+
+def daemon_of(steps: Steps, stop: Stop) -> Daemon:
+    async def nothing() -> None:
+        return None
+
+    anything = cast("Any", steps)
+    return Daemon(
+        lune=anything,
+        book=anything,
+        sweep=anything,
+        collector=anything,
+        cadence=Cadence(timedelta(milliseconds=200), timedelta(seconds=1)),
+        housekeeping=nothing,
+        requests=lambda: 0,
+        stop=stop,
+    )
+
+
+async def test_a_fault_that_time_can_mend_does_not_end_the_process() -> None:
+    stop, steps = Stop(), Steps(LedgerUnavailable("disk full"))
+    running = asyncio.create_task(daemon_of(steps, stop).run_forever())
+
+    async def came_back() -> bool:
+        return steps.rounds >= 3
+
+    await until(came_back)
+    stop.request()
+    await asyncio.wait_for(running, 5)
+
+
+async def test_an_unexpected_fault_ends_the_process_with_that_fault() -> None:
+    running = daemon_of(Steps(ZeroDivisionError("a fault of ours")), Stop()).run_forever()
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(running, 10)
+
+
+async def test_what_is_in_flight_ends_before_the_daemon_does() -> None:
+    stop, steps = Stop(), Steps()
+    running = asyncio.create_task(daemon_of(steps, stop).run_forever())
+    await asyncio.wait_for(steps.hanging.wait(), 5)
+    stop.request()
+    await asyncio.sleep(0.3)
+    assert not running.done()
+    steps.hang.set()
+    await asyncio.wait_for(running, 5)
+
+
+async def test_a_second_request_abandons_what_is_in_flight_at_once() -> None:
+    stop, steps = Stop(), Steps()
+    running = asyncio.create_task(daemon_of(steps, stop).run_forever())
+    await asyncio.wait_for(steps.hanging.wait(), 5)
+    stop.request()
+    stop.request()
+    await asyncio.wait_for(running, 2)

@@ -1,0 +1,436 @@
+"""The steps of the harvest on real parts: sandbox, client, SQLite, files."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from harvester.app import Harvest, now
+from harvester.domain.errors import ConfigurationError, KeyRefused
+from harvester.domain.records import EVERYTHING, OrderFilter
+from harvester.harvest.collect import Collector
+from harvester.harvest.drain import DrainReport
+from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, stream_orders
+from harvester.sandbox import Sandbox
+from tests.integration.conftest import OpenHarvest
+
+CERTIFICATE = "GET /orders/{id}/certificate"
+
+
+async def rows(harvest: Harvest) -> dict[str, OrderRow]:
+    return {row.id: row async for row in stream_orders(harvest.database)}
+
+
+async def detail(harvest: Harvest, order_id: str) -> OrderDetail:
+    (found,) = await find_orders(harvest.database, order_id)
+    return found
+
+
+async def chain(harvest: Harvest, order_id: str) -> list[tuple[str | None, str]]:
+    steps = (await detail(harvest, order_id)).transitions
+    assert [step.seq for step in steps] == list(range(1, len(steps) + 1))
+    return [(step.from_status, step.to_status) for step in steps]
+
+
+async def make_everything_due(harvest: Harvest) -> None:
+    """Let an interval pass, as the ledger sees it."""
+    for account in await harvest.ledger.accounts():
+        await harvest.ledger.postpone_sweep(account.id, now())
+        ids = [row.id for row in (await rows(harvest)).values() if row.next_check_at]
+        await harvest.ledger.postpone_looks(account.id, ids, now())
+
+
+async def sweep(harvest: Harvest) -> None:
+    await make_everything_due(harvest)
+    await harvest.sweep.run_once(await harvest.book.accounts())
+
+
+def pdfs(folder: Path) -> list[Path]:
+    return sorted((folder / "archive").rglob("*.pdf"))
+
+
+async def test_an_order_is_followed_from_received_to_a_filed_certificate(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    order = sandbox.create_order("received", hold=True)
+    async with opened() as harvest:
+        for status in ("received", "placed", "paid", "retiring", "complete"):
+            sandbox.move_order(order.id, status)
+            await sweep(harvest)
+        report = await harvest.collector.run_once()
+
+        assert await chain(harvest, order.id) == [
+            (None, "received"),
+            ("received", "placed"),
+            ("placed", "paid"),
+            ("paid", "retiring"),
+            ("retiring", "complete"),
+        ]
+        row = (await rows(harvest))[order.id]
+    assert report.filed == 1
+    assert row.certificate_state == "stored"
+    assert row.next_check_at is None
+    assert [path.read_bytes() for path in pdfs(tmp_path)] == [sandbox.certificate(order.id)]
+
+
+async def test_a_jump_is_one_transition_and_nothing_is_invented(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    order = sandbox.create_order("placed", hold=True)
+    async with opened() as harvest:
+        await sweep(harvest)
+        sandbox.move_order(order.id, "complete")
+        await sweep(harvest)
+        assert await chain(harvest, order.id) == [(None, "placed"), ("placed", "complete")]
+
+
+async def test_a_backward_status_is_an_anomaly_and_the_order_is_looked_at_again(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    order = sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.drain().run()
+        sandbox.move_order(order.id, "paid")
+        await sweep(harvest)
+        found = await detail(harvest, order.id)
+        assert found.order.status == "complete"
+        assert [(a.kind, a.recorded, a.served, a.count) for a in found.anomalies] == [
+            ("after_the_end", "complete", "paid", 1)
+        ]
+        assert found.order.next_check_at is not None
+
+        sandbox.move_order(order.id, "complete")
+        await sweep(harvest)
+        found = await detail(harvest, order.id)
+        assert found.order.next_check_at is None
+        assert found.order.certificate_state == "stored"
+        assert len(found.transitions) == 1
+
+
+async def test_a_certificate_is_downloaded_once_however_often_it_is_drained(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.drain().run()
+    asked = sandbox.journal.count()
+    async with opened() as harvest:
+        report = await harvest.drain().run()
+    assert (report.collected.filed, report.collected.adopted) == (0, 0)
+    # Accounts (own, two lists) and a page for each of the two accounts.
+    assert sandbox.journal.count() - asked == 5
+    assert len(pdfs(tmp_path)) == 3
+
+
+async def test_a_file_whose_row_was_lost_is_adopted_without_a_download(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.drain().run()
+    for path in tmp_path.glob("ledger.db*"):
+        path.unlink()
+    before = [(path, path.stat().st_ino) for path in pdfs(tmp_path)]
+    sandbox.journal.clear()
+    async with opened() as harvest:
+        report = await harvest.drain().run()
+    assert (report.collected.adopted, report.collected.filed) == (1, 0)
+    assert sandbox.journal.count(CERTIFICATE) == 0
+    assert [(path, path.stat().st_ino) for path in pdfs(tmp_path)] == before
+
+
+async def test_an_interim_certificate_is_kept_beside_the_final_one(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    order = sandbox.create_order("retiring", hold=True)
+    interim = sandbox.certificate(order.id)
+    async with opened(interim=True) as harvest:
+        await harvest.drain().run()
+        assert [path.name for path in pdfs(tmp_path)] == [f"{order.id}.interim.pdf"]
+        sandbox.move_order(order.id, "complete")
+        await sweep(harvest)
+        await harvest.collector.run_once()
+        found = await detail(harvest, order.id)
+    assert [(c.version, c.kind) for c in found.certificates] == [(1, "interim"), (2, "final")]
+    by_name = {path.name: path.read_bytes() for path in pdfs(tmp_path)}
+    assert by_name == {
+        f"{order.id}.interim.pdf": interim,
+        f"{order.id}.v2.pdf": sandbox.certificate(order.id),
+    }
+
+
+async def test_an_interim_certificate_that_is_not_there_yet_costs_one_request_a_look(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    sandbox.faults.add("certificate-missing")
+    sandbox.create_order("retiring", hold=True)
+    async with opened(interim=True) as harvest:
+        await sweep(harvest)
+        sandbox.journal.clear()
+        for _ in range(3):
+            await harvest.collector.run_once()
+        assert sandbox.journal.count(CERTIFICATE) == 1
+        (row,) = (await rows(harvest)).values()
+        assert (row.certificate_state, row.attempts) == ("owed", 0)
+
+
+async def test_a_certificate_missing_at_complete_is_owed_and_had_later(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    sandbox.faults.add("certificate-missing")
+    sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        report = await harvest.drain().run()
+        (missing,) = report.missing
+        assert (missing.state, missing.attempts) == ("owed", 1)
+        assert missing.next_try_at is not None
+        assert timedelta(0) < missing.next_try_at - now() <= timedelta(seconds=10)
+        assert report.unfinished
+        sandbox.faults.clear()
+        assert (await harvest.collector.run_once()).filed == 0  # not due yet
+        assert (await harvest.drain().run()).collected.filed == 1  # a drain asks all the same
+
+
+@pytest.mark.parametrize("fault", ["not-pdf", "html-certificate"])
+async def test_what_is_not_a_whole_pdf_is_never_filed(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path, fault: str
+) -> None:
+    sandbox.faults.add(fault)
+    order = sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        report = await harvest.drain().run()
+        assert report.collected.filed == 0
+        assert [one.order_id for one in report.missing] == [order.id]
+        assert pdfs(tmp_path) == []
+        sandbox.faults.clear()
+        assert (await harvest.drain().run()).collected.filed == 1
+
+
+async def test_changed_bytes_become_version_two_and_the_first_file_stays(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    sandbox.faults.add("certificate-changes")
+    order = sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.drain().run()
+        (first,) = pdfs(tmp_path)
+        bytes_before = first.read_bytes()
+        account = (await rows(harvest))[order.id].account_id
+        await harvest.ledger.reopen_certificate(account, order.id, now())
+        await harvest.collector.run_once()
+        found = await detail(harvest, order.id)
+    assert [c.version for c in found.certificates] == [1, 2]
+    assert first.read_bytes() == bytes_before
+    assert [path.name for path in pdfs(tmp_path)] == [f"{order.id}.pdf", f"{order.id}.v2.pdf"]
+
+
+async def test_a_sweep_cut_short_does_not_hide_the_orders_below_it(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    async with opened() as harvest:
+        sandbox.create_order("complete", hold=True)
+        await sweep(harvest)
+        expected = {sandbox.create_order("received", hold=True).id for _ in range(250)}
+        # The first page is recorded, then the daemon is stopped in the middle of the listing.
+        account = sandbox.accounts[0]
+        (own,) = await harvest.ledger.accounts([account.id])
+        mark = await harvest.ledger.begin_sweep(own.id)
+        page = await harvest.lune.fetch_orders(own)
+        from harvester.domain.orders import Source
+
+        await harvest.ledger.record_orders(own, page, Source.SWEEP, now(), harvest.cadence, mark)
+    async with opened() as harvest:
+        await sweep(harvest)
+        assert expected <= (await rows(harvest)).keys()
+
+
+async def test_a_quiet_account_costs_one_page_a_sweep(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    for _ in range(250):
+        sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.drain().run()
+        sandbox.journal.clear()
+        await sweep(harvest)
+        assert sandbox.journal.count() == 2  # two accounts, a page each
+
+
+async def test_an_old_open_order_is_asked_for_by_itself(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    old = sandbox.create_order("paid", hold=True)
+    for _ in range(350):
+        sandbox.create_order("received", hold=True)
+    for order in sandbox.orders():
+        if order.id != old.id:
+            sandbox.move_order(order.id, "cancelled")
+    async with opened() as harvest:
+        await harvest.drain().run()
+        sandbox.move_order(old.id, "complete")
+        sandbox.journal.clear()
+        await sweep(harvest)
+        assert sandbox.journal.count("GET /orders/{id}") == 1
+        assert sandbox.journal.count() == 3
+        steps = (await detail(harvest, old.id)).transitions
+        assert [step.source for step in steps] == ["drain", "check"]
+
+
+async def test_a_suspended_account_is_parked_and_the_others_go_on(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    bad, good = sandbox.accounts[1], sandbox.accounts[0]
+    order = sandbox.create_order("complete", account_id=good.id, hold=True)
+    sandbox.create_order("complete", account_id=bad.id, hold=True)
+    sandbox.faults.add(f"suspended-account={bad.id}")
+    async with opened() as harvest:
+        report = await harvest.drain().run()
+        assert list(report.swept.parked) == [bad.id]
+        assert (await rows(harvest))[order.id].certificate_state == "stored"
+        sandbox.journal.clear()
+        await harvest.sweep.run_once(await harvest.book.accounts())
+        assert sandbox.journal.count() == 0  # parked, and the other one is not due
+        sandbox.faults.clear()
+        await sweep(harvest)
+        assert len(await rows(harvest)) == 2
+
+
+async def test_a_refused_key_ends_the_round_with_few_requests(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    for _ in range(30):
+        sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.sweep.run_once(await harvest.book.accounts())
+        sandbox.faults.add("revoked-key")
+        sandbox.journal.clear()
+        with pytest.raises(KeyRefused):
+            await harvest.collector.run_once()
+        few = sandbox.journal.count()
+        assert few <= 10
+        with pytest.raises(KeyRefused):
+            await harvest.collector.run_once()
+        assert sandbox.journal.count() == few
+        assert {row.status for row in (await rows(harvest)).values()} == {"complete"}
+
+
+async def test_storage_that_is_gone_costs_no_order_an_attempt_and_resumes_by_itself(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    order = sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.sweep.run_once(await harvest.book.accounts())
+        (tmp_path / "archive").rename(tmp_path / "away")
+        assert (await harvest.collector.run_once()).storage is not None
+        sandbox.journal.clear()
+        assert (await harvest.collector.run_once()).storage is not None
+        assert sandbox.journal.count() == 0  # nothing is downloaded for no shelf
+        row = (await rows(harvest))[order.id]
+        assert (row.certificate_state, row.attempts) == ("owed", 0)
+        (tmp_path / "away").rename(tmp_path / "archive")
+        assert (await harvest.collector.run_once()).filed == 1
+
+
+async def test_storage_that_was_emptied_and_made_again_is_used(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    sandbox.create_order("complete", hold=True)
+    async with opened() as harvest:
+        await harvest.sweep.run_once(await harvest.book.accounts())
+        (tmp_path / "archive").rename(tmp_path / "away")
+        assert (await harvest.collector.run_once()).storage is not None
+        (tmp_path / "archive").mkdir()
+        assert (await harvest.collector.run_once()).filed == 1
+
+
+async def test_a_key_of_the_other_mode_is_refused(sandbox: Sandbox, opened: OpenHarvest) -> None:
+    async with opened() as harvest:
+        await harvest.book.accounts()
+        await harvest.database.write(_turn_live)
+    async with opened() as harvest:
+        with pytest.raises(ConfigurationError, match="test key, but this ledger holds live"):
+            await harvest.book.accounts()
+
+
+async def _turn_live(connection: object) -> None:
+    from sqlalchemy import update
+
+    from harvester.ledger.tables import accounts
+
+    await connection.execute(update(accounts).values(mode="live"))  # type: ignore[attr-defined]
+
+
+async def test_a_drain_of_a_span_files_only_what_is_in_it(
+    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+) -> None:
+    for _ in range(5):
+        sandbox.create_order("complete")
+        sandbox.clock.advance(86_400)
+    async with opened() as harvest:
+        created = sorted(row.created_at for row in (await drained(harvest, EVERYTHING)).values())
+    assert len(created) == 5
+    for path in (*tmp_path.glob("ledger.db*"),):
+        path.unlink()
+    (tmp_path / "archive").rename(tmp_path / "before")
+    async with opened() as harvest:
+        scope = OrderFilter(since=created[1], until=created[3])
+        found = await drained(harvest, scope)
+        stored = [row.created_at for row in found.values() if row.certificate_state == "stored"]
+        assert sorted(stored) == created[1:3]
+
+
+async def drained(harvest: Harvest, scope: OrderFilter) -> dict[str, OrderRow]:
+    report: DrainReport = await harvest.drain().run(scope)
+    assert not report.unfinished
+    return await rows(harvest)
+
+
+async def test_tracking_finds_an_order_by_key_in_whichever_account_has_it(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    theirs = sandbox.accounts[1]
+    order = sandbox.create_order("paid", account_id=theirs.id, idempotency_key="INV/1 ü", hold=True)
+    async with opened() as harvest:
+        (found,) = await harvest.tracker.track(["INV/1 ü"], by_key=True, account_id=None)
+        assert (found.order_id, found.account_id, found.problem) == (order.id, theirs.id, None)
+        (step,) = (await detail(harvest, order.id)).transitions
+        assert (step.to_status, step.source) == ("paid", "track")
+        (nobody,) = await harvest.tracker.track(["INV-2"], by_key=True, account_id=None)
+        assert nobody.problem is not None
+        assert "no such order" in nobody.problem
+        (hostile,) = await harvest.tracker.track(["../x"], by_key=False, account_id=None)
+        assert hostile.problem is not None
+        assert "not an order id" in hostile.problem
+
+
+async def test_a_fault_of_ours_on_one_order_leaves_the_others_their_certificates(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    orders = [sandbox.create_order("complete", hold=True) for _ in range(3)]
+    async with opened() as harvest:
+        await harvest.sweep.run_once(await harvest.book.accounts())
+
+        def name(account_id: str, order_id: str, *rest: object, interim: bool = False) -> str:
+            if order_id == orders[1].id:
+                raise ZeroDivisionError
+            return f"{account_id}/{order_id}.pdf"
+
+        from harvester.archive.pdf import check_pdf
+
+        collector = Collector(
+            harvest.lune,
+            harvest.ledger,
+            harvest.archive,
+            name=name,  # type: ignore[arg-type]  # a naming that breaks
+            check=check_pdf,
+            cadence=harvest.cadence,
+            clock=now,
+            stop=harvest.stop,
+        )
+        report = await collector.run_once()
+        states = {row.id: row.certificate_state for row in (await rows(harvest)).values()}
+    assert (report.filed, report.failed) == (2, 1)
+    assert states[orders[1].id] == "failed"
