@@ -25,7 +25,7 @@ FAST = {"sweep_interval": "200ms", "longest_interval": "1s"}
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - a database rings no bell
             await asyncio.sleep(0.05)
 
 
