@@ -213,7 +213,8 @@ async def _conclude(harvest: Harvest, folder: Path) -> int:
         path = " > ".join(step.to_status for step in detail.transitions)
         stored = row.certificate
         unfinished += row.status == COMPLETE and stored is None
-        rows.append((row.id, row.quantity, path, "-" if stored is None else stored.file.key))
+        filed = "-" if stored is None else f"{stored.file.size} bytes"
+        rows.append((row.id, row.quantity, path, filed))
     click.echo()
     print_table(["order", "tonnes", "observed", "certificate"], rows)
     verified = await Verifier(harvest.ledger, harvest.archive).run()
@@ -223,5 +224,5 @@ async def _conclude(harvest: Harvest, folder: Path) -> int:
         f"({len(verified.discrepancies)} wrong), {harvest.requests()} requests."
     )
     click.echo(f"The certificates are in {harvest.settings.storage.path}")
-    click.echo(f"Look around: harvester --config {folder / 'config.toml'} orders")
+    click.echo(f"Look around: {sys.argv[0]} --config {folder / 'config.toml'} orders")
     return UNFINISHED if unfinished or verified.discrepancies else 0
