@@ -24,6 +24,8 @@ from harvester.domain.errors import (
 from harvester.lune.payload import PayloadError, load
 from harvester.lune.retry import parse_retry_after
 
+Redact = Callable[[str], str]
+
 JSON_TYPES: Final = ("application/json",)
 PDF_TYPES: Final = ("application/pdf", "application/octet-stream")
 
@@ -50,7 +52,8 @@ class AnswerTooLarge(UnexpectedAnswer):
 class Answer:
     """A whole answer to a GET: status, the headers that count, the body.
 
-    ``path`` is the URL path without its query. The body of an answer other than 200 may be cut.
+    ``path`` is the URL path without its query; ``cf_ray`` is fit to be shown. The body of an
+    answer other than 200 may be cut.
     """
 
     path: str
@@ -68,7 +71,7 @@ class Answer:
         )
 
 
-def raise_for(answer: Answer, types: tuple[str, ...], redact: Callable[[str], str]) -> None:
+def raise_for(answer: Answer, types: tuple[str, ...], redact: Redact) -> None:
     """Raise the error an answer stands for; return when it is a 200 of one of the ``types``.
 
     ``redact`` hides the key, should the server quote it back.
@@ -80,7 +83,7 @@ def raise_for(answer: Answer, types: tuple[str, ...], redact: Callable[[str], st
             raise answer.unexpected(f"content type is not {types[0]}")
         return
     code, said = _read_error(answer)
-    code = _token(code, redact)
+    code = printable_token(code, redact)
     kind, message = _classify(answer.status, code)
     if quote := _quote(said, redact):
         message = f"{message}: {quote}"
@@ -91,7 +94,7 @@ def raise_for(answer: Answer, types: tuple[str, ...], redact: Callable[[str], st
         status=answer.status,
         code=code,
         retry_after=parse_retry_after(answer.retry_after, time.time()),
-        cf_ray=_token(answer.cf_ray, redact),
+        cf_ray=answer.cf_ray,
     )
 
 
@@ -134,14 +137,14 @@ def _read_error(answer: Answer) -> tuple[str | None, str]:
     )
 
 
-def _token(text: str | None, redact: Callable[[str], str]) -> str | None:
-    """Return a code or CF-Ray that is safe to show, else None."""
+def printable_token(text: str | None, redact: Redact) -> str | None:
+    """Return a served code or CF-Ray as it may be shown, None when it is no such thing."""
     if text is None or not _TOKEN.fullmatch(text):
         return None
     return redact(text)
 
 
-def _quote(text: str, redact: Callable[[str], str]) -> str:
+def _quote(text: str, redact: Redact) -> str:
     """Return served text on one printable line of at most 200 bytes, without the key."""
     line = "".join(c for c in " ".join(text.split()) if c.isprintable())
     # Hidden before it is cut: half a key is not recognised.

@@ -70,6 +70,7 @@ class LuneClient:
         self._caps = caps or Caps()
         self._exchange = Exchange(
             {"Lune-Version": lune_version, "User-Agent": user_agent},
+            redact=self._origin.redact,
             deadlines=self._deadlines,
             connections=connections,
             tls=tls,

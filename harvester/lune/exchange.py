@@ -19,7 +19,7 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from harvester.domain.errors import LuneError, UnexpectedAnswer, Unreachable
-from harvester.lune.answers import Answer, AnswerTooLarge
+from harvester.lune.answers import Answer, AnswerTooLarge, Redact, printable_token
 from harvester.lune.retry import StaleConnection
 
 _ERROR_CAP: Final = 65_536  # bytes of an answer that is an error anyway
@@ -42,19 +42,21 @@ class Deadlines:
 class Exchange:
     """The one HTTP session; an asynchronous context manager.
 
-    ``headers`` go with every request, ``connections`` is how many may be open at once and ``tls``
-    replaces the system's trust.
+    ``headers`` go with every request, ``redact`` hides the key in what is served, ``connections``
+    is how many may be open at once and ``tls`` replaces the system's trust.
     """
 
     def __init__(
         self,
         headers: Mapping[str, str],
         *,
+        redact: Redact,
         deadlines: Deadlines,
         connections: int,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._headers = headers
+        self._redact = redact
         self._deadlines = deadlines
         self._connections = connections
         self._tls = tls
@@ -98,7 +100,7 @@ class Exchange:
                 allow_redirects=False,
                 trace_request_ctx=connection,
             ) as response:
-                return await _read(response, url.raw_path, cap)
+                return await _read(response, url.raw_path, cap, self._redact)
         except _NoAnswerError as failure:
             kind: type[LuneError] = StaleConnection if connection.reused else Unreachable
             word = _describe(failure.reason)[1]
@@ -108,7 +110,7 @@ class Exchange:
         raise kind(word, method="GET", path=url.raw_path)
 
 
-async def _read(response: aiohttp.ClientResponse, path: str, cap: int) -> Answer:
+async def _read(response: aiohttp.ClientResponse, path: str, cap: int, redact: Redact) -> Answer:
     headers = response.headers
     body = bytearray()
     good = response.status == 200
@@ -132,12 +134,16 @@ async def _read(response: aiohttp.ClientResponse, path: str, cap: int) -> Answer
         content_type=headers.get("Content-Type", "").partition(";")[0].strip().lower(),
         content_encoding=headers.get("Content-Encoding", "").strip().lower(),
         retry_after=headers.get("Retry-After"),
-        cf_ray=headers.get("CF-Ray"),
+        cf_ray=printable_token(headers.get("CF-Ray"), redact),
         body=bytes(body),
     )
     if over and good:
         raise AnswerTooLarge(
-            f"too large: over {cap} bytes", method="GET", path=path, status=response.status
+            f"too large: over {cap} bytes",
+            method="GET",
+            path=path,
+            status=answer.status,
+            cf_ray=answer.cf_ray,
         )
     return answer
 

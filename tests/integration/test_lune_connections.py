@@ -92,9 +92,11 @@ class Naps(list[float]):
 
 
 @asynccontextmanager
-async def asking(port: int, scheme: str = "http", **options: Any) -> AsyncIterator[LuneClient]:
+async def asking(
+    port: int, scheme: str = "http", host: str = "127.0.0.1", **options: Any
+) -> AsyncIterator[LuneClient]:
     options = {"deadlines": PATIENCE, "sleep": Naps(), **options}
-    base = f"{scheme}://127.0.0.1:{port}/v1"
+    base = f"{scheme}://{host}:{port}/v1"
     async with LuneClient(base, lambda: "key", Pacer(1000), **options) as lune:
         yield lune
 
@@ -141,9 +143,23 @@ async def test_connections_are_kept_for_the_next_request() -> None:
         assert (server.connections, len(server.heads)) == (1, 5)
 
 
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(status: int) -> None:
+    async with raw_server(saying(whole())) as elsewhere:
+        location = f"http://127.0.0.1:{elsewhere.port}/v1/orders/o1"
+        head = f"HTTP/1.1 {status} There\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+        async with raw_server(saying(head.encode())) as server, asking(server.port) as lune:
+            with pytest.raises(errors.Redirected) as caught:
+                await lune.fetch_order(OWN, "o1")
+            assert len(server.heads) == 1
+        assert elsewhere.connections == 0
+    assert location not in str(caught.value)
+
+
 async def test_cookies_are_not_kept() -> None:
     reply = whole(extra=b"Set-Cookie: session=1\r\n")
-    async with raw_server(saying(reply)) as server, asking(server.port) as lune:
+    # By name: aiohttp's own jar would not keep the cookies of a bare address anyway.
+    async with raw_server(saying(reply)) as server, asking(server.port, host="localhost") as lune:
         await lune.fetch_order(OWN, "o1")
         await lune.fetch_order(OWN, "o1")
         assert not any(b"ookie" in head for head in server.heads)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.domain.orders import Order, SetAside
@@ -282,6 +282,8 @@ def test_a_malformed_account_is_left_out_with_a_reason() -> None:
     assert len(read.references) == 3  # three rows share one id
 
 
+# How fast a busy machine makes examples up says nothing about the code.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -289,6 +291,7 @@ JSON = st.recursive(
 )
 
 
+@UNTIMED
 @given(st.dictionaries(st.sampled_from([*ORDER, "new"]), JSON))
 def test_any_row_is_an_order_or_set_aside_and_can_be_kept(changes: dict[str, Any]) -> None:
     read = order(**changes)
@@ -300,6 +303,7 @@ def test_any_row_is_an_order_or_set_aside_and_can_be_kept(changes: dict[str, Any
         assert len(read.document.encode()) <= 4096
 
 
+@UNTIMED
 @given(st.binary())
 def test_any_bytes_are_a_page_or_refused(body: bytes) -> None:
     with pytest.raises(PayloadError):
