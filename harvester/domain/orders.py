@@ -106,9 +106,10 @@ class OrderPage:
 
 @dataclass(frozen=True, slots=True)
 class CertificateBody:
-    """The bytes served as a certificate, unchecked, and the request's CF-Ray."""
+    """The bytes served as a certificate, unchecked, their media type, the request's CF-Ray."""
 
     data: bytes = field(repr=False)
+    content_type: str
     cf_ray: str | None
 
 

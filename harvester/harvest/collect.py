@@ -16,9 +16,12 @@ from harvester.domain.errors import (
     CertificateRejected,
     HarvesterError,
     KeyRefused,
+    LedgerDamaged,
+    LedgerUnavailable,
     LuneError,
     NotFound,
     StorageUnavailable,
+    UnexpectedAnswer,
 )
 from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import (
@@ -38,6 +41,7 @@ log = structlog.get_logger()
 AT_ONCE = 8
 """Downloads in flight: at 12 requests a second and 200 ms each, three are ever busy."""
 
+_MEDIA_TYPES = {"application/pdf", "application/octet-stream"}
 _BATCH = 200
 _MOST_VERSIONS = 1000
 
@@ -121,37 +125,48 @@ class Collector:
             if await self._adopt(order, versions):
                 report.adopted += 1
                 return
-            body = await self._lune.fetch_certificate(account, order.id)
-            await asyncio.to_thread(self._check, body.data)
+            body = await self._fetch(order, account)
             await self._file(order, versions, body)
         except NotFound as error:
             report.not_yet += 1
             await self._not_yet(order, error)
-        except KeyRefused:
-            raise
         except AccountRefused as error:
             until = self._cadence.next_try_of_parked(self._clock())
             if await self._ledger.park_account(account.id, str(error), until):
                 log.warning("account parked", account=account.id, reason=str(error))
-        except LuneError as error:
+        except (CertificateRejected, UnexpectedAnswer) as error:
             report.failed += 1
-            await self._failed(order, CertificateState.OWED, str(error), error.cf_ray)
-        except CertificateRejected as error:
-            report.failed += 1
-            await self._archive.quarantine(order.id, body.data, str(error))
-            await self._failed(order, CertificateState.FAILED, str(error), body.cf_ray)
+            await self._failed(order, CertificateState.FAILED, error)
         except StorageUnavailable as error:
             report.storage = str(error)
-        except HarvesterError:
+        except (KeyRefused, LedgerUnavailable, LedgerDamaged):
             raise
+        except LuneError as error:
+            report.failed += 1
+            await self._failed(order, CertificateState.OWED, error)
         except Exception as error:
             # A fault of ours on one order must not keep the others from their certificates.
             report.failed += 1
             log.exception("collecting broke", account=order.account_id, order=order.id)
-            await self._failed(order, CertificateState.FAILED, f"a fault: {error!r:.200}", None)
+            await self._failed(order, CertificateState.FAILED, error)
         else:
             report.filed += 1
             report.bytes += len(body.data)
+
+    async def _fetch(self, order: KnownOrder, account: Account) -> CertificateBody:
+        """Return a certificate that is a whole PDF; what is none is kept for inspection."""
+        body = await self._lune.fetch_certificate(account, order.id)
+        try:
+            await self._require_pdf(body)
+        except CertificateRejected as error:
+            await self._archive.quarantine(order.id, body.data, str(error))
+            raise
+        return body
+
+    async def _require_pdf(self, body: CertificateBody) -> None:
+        if body.content_type not in _MEDIA_TYPES:
+            raise CertificateRejected(f"served as {body.content_type[:80]!a}, not as a PDF")
+        await asyncio.to_thread(self._check, body.data)
 
     async def _adopt(self, order: KnownOrder, versions: Sequence[KnownCertificate]) -> bool:
         """Record whole files that lie under this order's next names without a row.
@@ -236,10 +251,11 @@ class Collector:
             cf_ray=error.cf_ray,
         )
 
-    async def _failed(
-        self, order: KnownOrder, state: CertificateState, reason: str, cf_ray: str | None
-    ) -> None:
+    async def _failed(self, order: KnownOrder, state: CertificateState, error: Exception) -> None:
         now = self._clock()
+        # What an unexpected error says may hold anything; its kind is enough beside the log.
+        known = isinstance(error, HarvesterError)
+        reason = str(error) if known else f"a fault of the harvester: {type(error).__name__}"
         due = dates.next_try_after_fault(now, order.attempts) if _is_final(order) else None
         await self._ledger.record_certificate_failure(
             order, now, state=state, reason=reason, due=due, spent=True
@@ -249,8 +265,9 @@ class Collector:
             account=order.account_id,
             order=order.id,
             attempts=order.attempts + 1,
+            state=state,
             reason=reason,
-            cf_ray=cf_ray,
+            cf_ray=getattr(error, "cf_ray", None),
         )
 
 

@@ -27,7 +27,6 @@ from harvester.lune.retry import parse_retry_after
 Redact = Callable[[str], str]
 
 JSON_TYPES: Final = ("application/json",)
-PDF_TYPES: Final = ("application/pdf", "application/octet-stream")
 
 # Codes of Lune's errors guide that are about one account, whatever the status they come with.
 _ACCOUNT_CODES: Final = frozenset(
@@ -52,6 +51,7 @@ class AnswerTooLarge(UnexpectedAnswer):
 class Answer:
     """A whole answer to a GET: status, the headers that count, the body.
 
+    ``served_at`` is the server's clock in seconds since the epoch, None when it told no date.
     ``path`` is the URL path without its query; ``cf_ray`` is fit to be shown. The body of an
     answer other than 200 may be cut.
     """
@@ -62,6 +62,7 @@ class Answer:
     content_encoding: str
     retry_after: str | None
     cf_ray: str | None
+    served_at: float | None
     body: bytes = field(repr=False)
 
     def unexpected(self, message: str) -> UnexpectedAnswer:
@@ -71,15 +72,16 @@ class Answer:
         )
 
 
-def raise_for(answer: Answer, types: tuple[str, ...], redact: Redact) -> None:
-    """Raise the error an answer stands for; return when it is a 200 of one of the ``types``.
+def raise_for(answer: Answer, types: tuple[str, ...] | None, redact: Redact) -> None:
+    """Raise the error an answer stands for; return when it is a good 200.
 
-    ``redact`` hides the key, should the server quote it back.
+    A good one is of one of the ``types``, if any are given. ``redact`` hides the key, should the
+    server quote it back.
     """
     if answer.status == 200:
         if answer.content_encoding not in {"", "identity"}:
             raise answer.unexpected("an encoding that was not asked for")
-        if answer.content_type not in types:
+        if types is not None and answer.content_type not in types:
             raise answer.unexpected(f"content type is not {types[0]}")
         return
     code, said = _read_error(answer)

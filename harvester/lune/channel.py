@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import structlog
 from yarl import URL
 
 from harvester.domain.errors import AccountRefused, KeyRefused
@@ -24,21 +24,19 @@ T = TypeVar("T")
 
 OWN_ACCOUNT: Final = "/accounts/me"
 
-log = structlog.get_logger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """One GET: where, for which account (None: the key's own), what may come back, and how long.
 
-    ``total`` is in seconds, ``cap`` in bytes.
+    ``total`` is in seconds, ``cap`` in bytes; ``types`` None takes any media type.
     """
 
     url: URL
     account_id: str | None
     total: float
     cap: int
-    types: tuple[str, ...] = JSON_TYPES
+    types: tuple[str, ...] | None = JSON_TYPES
 
 
 class Channel:
@@ -69,6 +67,7 @@ class Channel:
         self._gate = KeyGate()
         self._confirming = asyncio.Lock()
         self._confirmations = 0
+        self.clock_offset: float | None = None
 
     @property
     def refused(self) -> bool:
@@ -99,9 +98,7 @@ class Channel:
                 raise
 
         own = await self._retries.run(attempt, self._sleep)
-        if self._gate.closed:
-            self._gate.open()
-            log.info("lune_key_accepted")
+        self._gate.open()
         return own
 
     async def _ask(self, call: Call) -> Answer:
@@ -150,12 +147,12 @@ class Channel:
             if call.account_id is not None:
                 headers["Lune-Account"] = call.account_id
             answer = await self._exchange.get(call.url, headers, total=call.total, cap=call.cap)
+        if answer.served_at is not None:
+            self.clock_offset = time.time() - answer.served_at
         raise_for(answer, call.types, self._origin.redact)
         return answer
 
     def _refuse(self, refusal: KeyRefused) -> None:
-        if not self._gate.closed:
-            log.error("lune_key_refused", reason=str(refusal))
         self._gate.close(refusal)
 
 

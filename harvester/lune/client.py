@@ -13,7 +13,7 @@ import structlog
 
 from harvester.domain.errors import AccountRefused, NotFound, RequestRefused, UnexpectedAnswer
 from harvester.domain.orders import Account, CertificateBody, Order, OrderPage, is_identifier
-from harvester.lune.answers import PDF_TYPES, Answer, AnswerTooLarge
+from harvester.lune.answers import Answer, AnswerTooLarge
 from harvester.lune.channel import OWN_ACCOUNT, Call, Channel
 from harvester.lune.exchange import Deadlines, Exchange
 from harvester.lune.origin import Origin, segment
@@ -97,6 +97,11 @@ class LuneClient:
         """Tell whether the key is refused, so that only ``probe`` asks anything."""
         return self._channel.refused
 
+    @property
+    def clock_offset(self) -> float | None:
+        """Tell by how many seconds this clock is ahead of Lune's; None before an answer."""
+        return self._channel.clock_offset
+
     async def probe(self) -> Account:
         """Re-read the key and ask for its default account; success lifts a refusal."""
         own = await self._channel.probe(_read_own)
@@ -137,7 +142,7 @@ class LuneClient:
                     if account.mode == own.mode:
                         found.setdefault(account.id, account)
             except (AccountRefused, NotFound, RequestRefused) as refusal:
-                log.warning("lune_accounts_not_listed", list=path, reason=str(refusal))
+                log.warning("accounts not listed", list=path, reason=str(refusal))
         return list(found.values())
 
     async def fetch_orders(self, account: Account, after: str | None = None) -> OrderPage:
@@ -163,7 +168,7 @@ class LuneClient:
                 if limit == 1:
                     raise
                 limit //= 2
-                log.warning("lune_page_too_large", account_id=account.id, next_limit=limit)
+                log.warning("page too large", account=account.id, next_limit=limit)
 
     async def fetch_order(self, account: Account, order_id: str) -> Order:
         """Return one order; ``NotFound`` when there is none in this account."""
@@ -197,10 +202,10 @@ class LuneClient:
             account_id=_header(account),
             total=self._deadlines.certificate_total,
             cap=self._caps.certificate,
-            types=PDF_TYPES,
+            types=None,  # a page of HTML is kept for inspection, not lost here
         )
         return await self._channel.fetch(
-            call, lambda answer: CertificateBody(answer.body, answer.cf_ray)
+            call, lambda answer: CertificateBody(answer.body, answer.content_type, answer.cf_ray)
         )
 
     async def _fetch_own_id(self) -> str | None:
@@ -219,7 +224,7 @@ class LuneClient:
             call = self._call(path, _page_query(PAGE_SIZE, after))
             page = await self._channel.fetch(call, lambda answer: read_account_page(answer.body))
             for reason in page.skipped:
-                log.warning("lune_account_skipped", list=path, reason=reason)
+                log.warning("account skipped", list=path, reason=reason)
             for account in page.accounts:
                 yield account
             after = page.next_cursor

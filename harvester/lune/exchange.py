@@ -11,6 +11,7 @@ import errno
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Final
 
@@ -135,6 +136,7 @@ async def _read(response: aiohttp.ClientResponse, path: str, cap: int, redact: R
         content_encoding=headers.get("Content-Encoding", "").strip().lower(),
         retry_after=headers.get("Retry-After"),
         cf_ray=printable_token(headers.get("CF-Ray"), redact),
+        served_at=_instant(headers.get("Date")),
         body=bytes(body),
     )
     if over and good:
@@ -146,6 +148,13 @@ async def _read(response: aiohttp.ClientResponse, path: str, cap: int, redact: R
             cf_ray=answer.cf_ray,
         )
     return answer
+
+
+def _instant(date: str | None) -> float | None:
+    try:
+        return None if date is None else parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _describe(error: BaseException) -> tuple[type[LuneError], str]:

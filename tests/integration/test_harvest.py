@@ -204,7 +204,10 @@ async def test_what_is_not_a_whole_pdf_is_never_filed(
         report = await harvest.drain().run()
         assert report.collected.filed == 0
         assert [one.order_id for one in report.missing] == [order.id]
+        assert [one.state for one in report.missing] == ["failed"]
         assert pdfs(tmp_path) == []
+        kept = sorted(path.name for path in (tmp_path / "archive" / "quarantine").iterdir())
+        assert [path.endswith((".bin", ".reason.txt")) for path in kept] == [True, True]
         sandbox.faults.clear()
         assert (await harvest.drain().run()).collected.filed == 1
 

@@ -128,12 +128,12 @@ async def test_every_request_says_who_asks_which_version(api: Served, lune: Lune
     assert other["Lune-Account"] == "other"
 
 
-async def test_a_certificate_that_is_not_a_pdf_by_type_is_refused(
+async def test_a_certificate_of_another_type_is_handed_on_with_its_type(
     api: Served, lune: LuneClient
 ) -> None:
     api.replies["/orders/o1/certificate"] = lambda _: web.Response(text="<html>")
-    with pytest.raises(errors.UnexpectedAnswer, match="application/pdf"):
-        await lune.fetch_certificate(OWN, "o1")
+    body = await lune.fetch_certificate(OWN, "o1")
+    assert (body.content_type, body.data) == ("text/plain", b"<html>")
 
 
 async def test_another_order_than_the_one_asked_for_is_refused(

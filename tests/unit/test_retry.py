@@ -139,7 +139,7 @@ async def test_each_retry_is_logged_with_its_reason() -> None:
     with capture_logs() as logs:
         await attempts.run()
     assert [(line["event"], line["error"]) for line in logs] == [
-        ("lune_asked_again", "ServerFault")
+        ("asked again", "ServerFault")
     ]
 
 

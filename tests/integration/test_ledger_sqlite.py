@@ -1,0 +1,366 @@
+"""What the SQLite ledger promises beyond any ledger: durable, strict, one writer, whole writes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sqlite3
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
+from harvester.ledger import migrate
+from harvester.ledger.engine import Database
+from harvester.ledger.queries import stream_orders
+from harvester.ledger.sql import SqlLedger
+from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, Kept, order, stored
+
+CANARY = "Canary-in-metadata"
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("empty") / "ledger.db"
+    migrate.upgrade(path)
+    return path
+
+
+@pytest.fixture
+def path(empty: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(empty, tmp_path / "ledger.db"))
+
+
+@pytest.fixture
+async def kept(path: Path) -> AsyncIterator[Kept]:
+    database = Database(path)
+    ledger = SqlLedger(database)
+    await ledger.record_accounts([ACCOUNT], NOW)
+    yield Kept(ledger, database)
+    await database.close()
+
+
+async def written(database: Database, statement: str) -> Any:
+    """Run one statement in a transaction of its own; return the first value it gives."""
+
+    async def work(connection: AsyncConnection) -> Any:
+        result = await connection.execute(text(statement))
+        return result.scalar() if result.returns_rows else None
+
+    return await database.write(work)
+
+
+async def read(database: Database, statement: str) -> Any:
+    async with database.read() as connection:
+        return (await connection.execute(text(statement))).scalar()
+
+
+async def refusal(work: Any) -> HarvesterError:
+    with pytest.raises(HarvesterError) as refused:
+        await work
+    return refused.value
+
+
+# How it is opened.
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"),
+    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("trusted_schema", 0)],
+)
+async def test_the_writing_connection_is_durable_and_keeps_the_rules(
+    kept: Kept, pragma: str, value: object
+) -> None:
+    assert await written(kept.database, f"PRAGMA {pragma}") == value
+
+
+async def test_every_table_is_strict(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute(
+            "SELECT name, strict FROM pragma_table_list WHERE type = 'table'"
+            " AND schema = 'main' AND name NOT IN ('sqlite_schema', 'alembic_version')"
+        ).fetchall()
+    assert len(tables) == 7
+    assert {name for name, strict in tables if not strict} == set()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE accounts SET sweep_number = 'many'",
+        "UPDATE accounts SET name = NULL",
+        "UPDATE orders SET created_at = '2026-03-01'",
+        "UPDATE orders SET certificate_state = 'lost'",
+        "UPDATE orders SET account_id = 'nobody'",
+        "UPDATE transitions SET source = 'guess'",
+        "UPDATE transitions SET seq = 0",
+        "UPDATE transitions SET from_status = 'paid'",
+        "UPDATE transitions SET seq = 2",
+        "INSERT INTO transitions VALUES ('acct', 'never', 1, NULL, 'paid', 0, 'sweep')",
+        "UPDATE certificates SET kind = 'draft'",
+        "UPDATE certificates SET version = 0",
+        "INSERT INTO certificates VALUES ('acct', 'o2', 1, 'final', 'acct/o1.pdf', '', 1, 1, '')",
+        "DELETE FROM orders",
+        "DELETE FROM accounts",
+    ],
+)
+async def test_what_breaks_a_rule_of_the_ledger_is_refused_whole(
+    kept: Kept, statement: str
+) -> None:
+    await kept.see(order("o1"), order("o2"))
+    await kept.file(stored())
+    assert isinstance(await refusal(written(kept.database, statement)), LedgerDamaged)
+    assert await kept.chain() == [(None, "placed")]
+    assert await kept.ledger.certificates("acct", "o1") == [stored()]
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+async def test_a_reader_cannot_write(kept: Kept, path: Path, readonly: bool) -> None:
+    database = Database(path, readonly=True) if readonly else kept.database
+
+    async def sneak() -> None:
+        async with database.read() as connection:
+            await connection.execute(text("UPDATE accounts SET name = 'other'"))
+
+    assert "readonly" in str(await refusal(sneak()))
+    if readonly:
+        assert "opened for reading only" in str(await refusal(written(database, "SELECT 1")))
+        await database.close()
+    assert await kept.ledger.accounts() == [ACCOUNT]
+
+
+async def test_a_view_stays_as_it_was_while_others_write(kept: Kept) -> None:
+    async with kept.database.read() as connection:
+        count = text("SELECT count(*) FROM accounts")
+        assert await connection.scalar(count) == 1
+        await kept.ledger.record_accounts([CLIENT], NOW)
+        assert await connection.scalar(count) == 1
+    assert await read(kept.database, "SELECT count(*) FROM accounts") == 2
+
+
+async def test_a_ledger_may_lie_under_any_name(empty: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20c?d#e&f=g+h'i\"ü"
+    folder.mkdir()
+    path = folder / "ledger?mode=memory.db"
+    assert migrate.upgrade(path) == (None, None)
+    assert migrate.current(path) == migrate.HEAD
+    database = Database(path)
+    await SqlLedger(database).record_accounts([ACCOUNT], NOW)
+    await database.close()
+    migrate.backup(path, folder / "copy?.db")
+    assert {"copy?.db", path.name} <= {file.name for file in folder.iterdir()}
+    assert [file.name for file in tmp_path.iterdir()] == [folder.name]
+
+
+async def test_a_missing_ledger_is_not_made_by_opening_it(tmp_path: Path) -> None:
+    database = Database(tmp_path / "ledger.db")
+    for work in (written(database, "SELECT 1"), read(database, "SELECT 1")):
+        assert isinstance(await refusal(work), LedgerUnavailable)
+    await database.close()
+    assert list(tmp_path.iterdir()) == []
+    # The driver's threads say good-bye to this loop; it must not be gone by then.
+    while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
+        await asyncio.sleep(0.001)
+
+
+# One writer, whole writes.
+
+
+async def test_writes_at_once_happen_one_after_the_other(kept: Kept) -> None:
+    async def count_up(connection: AsyncConnection) -> None:
+        number = await connection.scalar(text("SELECT sweep_number FROM accounts"))
+        await asyncio.sleep(0)
+        await connection.execute(text("UPDATE accounts SET sweep_number = :n"), {"n": number + 1})
+
+    await asyncio.gather(*(kept.database.write(count_up) for _ in range(60)))
+    assert await read(kept.database, "SELECT sweep_number FROM accounts") == 60
+
+
+async def test_a_write_that_fails_leaves_nothing_and_the_next_one_works(kept: Kept) -> None:
+    async def broken(connection: AsyncConnection) -> None:
+        await connection.execute(text("UPDATE accounts SET name = 'half'"))
+        raise KeyError("a fault of ours")
+
+    with pytest.raises(KeyError):
+        await kept.database.write(broken)
+    assert await kept.ledger.accounts() == [ACCOUNT]
+    await kept.ledger.record_accounts([CLIENT], NOW)
+    assert await kept.ledger.accounts() == [ACCOUNT, CLIENT]
+
+
+async def count_twice(connection: AsyncConnection) -> None:
+    """Write two rows that have to agree, with room for a cancellation between them."""
+    for column in ("sweep_number", "joined_sweep"):
+        await connection.execute(text(f"UPDATE accounts SET {column} = {column} + 1"))
+
+
+async def agreed(kept: Kept) -> int:
+    async with kept.database.read() as connection:
+        both = text("SELECT sweep_number, joined_sweep FROM accounts")
+        first, second = (await connection.execute(both)).one()
+    assert first == second
+    return int(first)
+
+
+async def cancel_within(task: asyncio.Task[Any], dice: random.Random, seconds: float) -> None:
+    """Cancel a task after a few turns of the loop, or at some moment of the time given."""
+    for _ in range(dice.randrange(12)):
+        await asyncio.sleep(0)
+    await asyncio.sleep(dice.choice([0, dice.random() * seconds]))
+    task.cancel()
+
+
+async def usual_seconds(kept: Kept) -> float:
+    """Return how long a write takes, on this machine and today."""
+    began = time.perf_counter()
+    for _ in range(5):
+        await kept.database.write(count_twice)
+    return (time.perf_counter() - began) / 5
+
+
+async def test_a_cancelled_caller_leaves_whole_transactions(kept: Kept) -> None:
+    dice = random.Random(1)
+    seconds = await usual_seconds(kept)
+    for _ in range(200):
+        caller = asyncio.create_task(kept.database.write(count_twice))
+        await cancel_within(caller, dice, seconds)
+        await asyncio.gather(caller, return_exceptions=True)
+    await kept.database.write(count_twice)  # after all those still going on
+    assert await agreed(kept) == 206
+
+
+async def test_a_cancelled_transaction_leaves_a_whole_one_or_none(kept: Kept) -> None:
+    """At the end of a loop every task is cancelled, those that nobody else may cancel too."""
+    dice = random.Random(2)
+    seconds = 2 * await usual_seconds(kept)
+    for _ in range(200):
+        caller = asyncio.create_task(kept.database.write(count_twice))
+        await asyncio.sleep(0)
+        (inner,) = [one for one in asyncio.all_tasks() if one.get_name() == "ledger-write"]
+        await cancel_within(inner, dice, seconds)
+        await asyncio.gather(caller, return_exceptions=True)
+        await agreed(kept)
+    before = await agreed(kept)
+    assert 5 < before < 205  # some came to their end, some did not
+    await asyncio.wait_for(kept.database.write(count_twice), 5)
+    assert await agreed(kept) == before + 1
+
+
+async def test_cancelled_reads_leave_readers_usable(kept: Kept) -> None:
+    await kept.see(*(order(f"o{number}") for number in range(100)))
+    dice = random.Random(3)
+    for _ in range(200):
+        listing = asyncio.create_task(kept.whole("o7"))
+        await cancel_within(listing, dice, 0.01)
+        await asyncio.gather(listing, return_exceptions=True)
+    assert (await asyncio.wait_for(kept.whole("o7"), 5)).order.id == "o7"
+
+
+async def test_closing_lets_running_writes_end(path: Path) -> None:
+    database = Database(path)
+    await SqlLedger(database).record_accounts([ACCOUNT], NOW)
+    writes = [asyncio.create_task(database.write(count_twice)) for _ in range(20)]
+    await asyncio.sleep(0)
+    for write in writes:
+        write.cancel()
+    await asyncio.gather(*writes, return_exceptions=True)
+    await database.close()
+    with closing(sqlite3.connect(path)) as connection:
+        row = connection.execute("SELECT sweep_number, joined_sweep FROM accounts").fetchone()
+    assert row == (20, 20)
+
+
+# The write-ahead log.
+
+
+async def test_closing_leaves_no_write_ahead_log_behind(path: Path) -> None:
+    database = Database(path)
+    await SqlLedger(database).record_accounts([ACCOUNT], NOW)
+    assert await read(database, "SELECT count(*) FROM accounts") == 1
+    assert path.with_name("ledger.db-wal").stat().st_size > 0
+    await database.close()
+    assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
+
+
+async def test_a_checkpoint_empties_the_log_also_while_somebody_lists_slowly(kept: Kept) -> None:
+    for first in range(0, 600, 100):
+        await kept.see(*(order(f"o{number}") for number in range(first, first + 100)))
+    log = kept.database.path.with_name("ledger.db-wal")
+    listing = stream_orders(kept.database)
+    await anext(listing)
+    assert log.stat().st_size > 0
+    await kept.database.checkpoint()
+    assert log.stat().st_size == 0
+    assert len([row async for row in listing]) == 599
+
+
+# What goes wrong is ours to name, without what was in it.
+
+
+async def test_a_full_database_is_told_and_what_was_written_stays(kept: Kept) -> None:
+    await kept.see(order("o1"))
+    pages = await read(kept.database, "PRAGMA page_count")
+    await written(kept.database, f"PRAGMA max_page_count = {pages}")
+    big = [order(f"o{n}", metadata={"x": random.Random(n).randbytes(3000).hex()}) for n in range(9)]
+    error = await refusal(kept.see(*big))
+    assert isinstance(error, LedgerUnavailable)
+    assert "full" in str(error)
+    assert [row.id async for row in stream_orders(kept.database)] == ["o1"]
+    await written(kept.database, "PRAGMA max_page_count = 1000000")
+    assert (await kept.see(*big)).new == 8
+
+
+@pytest.mark.parametrize("place", ["header", "middle"])
+async def test_a_damaged_ledger_is_named_and_left_as_it_is(path: Path, place: str) -> None:
+    database = Database(path)
+    ledger = SqlLedger(database)
+    await ledger.record_accounts([ACCOUNT], NOW)
+    await Kept(ledger, database).see(*(order(f"o{number}") for number in range(100)))
+    await database.close()
+    data = bytearray(path.read_bytes())
+    if place == "header":
+        data[:100] = b"\xde\xad" * 50
+    else:
+        data[4096:] = b"\xde\xad" * ((len(data) - 4096) // 2)
+    path.write_bytes(data)
+
+    database = Database(path)
+    for work in (
+        anext(stream_orders(database)),
+        SqlLedger(database).record_accounts([CLIENT], NOW),
+    ):
+        assert isinstance(await refusal(work), LedgerDamaged)
+    await database.close()
+    assert path.read_bytes() == data
+
+
+async def test_no_error_shows_what_was_to_be_written(kept: Kept) -> None:
+    secretive = order(key=CANARY, metadata={"customer": CANARY}, note=CANARY)
+    await kept.see(order("o1"), order("o2"))
+    await kept.file(stored(key=CANARY))
+
+    async def wrong_type(connection: AsyncConnection) -> None:
+        await connection.execute(text("UPDATE accounts SET sweep_number = :x"), {"x": CANARY})
+
+    async def wrong_sql(connection: AsyncConnection) -> None:
+        await connection.execute(text("UPDATE nothing SET x = :x"), {"x": CANARY})
+
+    for work in (
+        kept.see(secretive, account=CLIENT),  # an account that was never recorded
+        kept.file(stored(key=CANARY), "o2"),  # a name that is taken
+        kept.database.write(wrong_type),
+        kept.database.write(wrong_sql),
+    ):
+        error = await refusal(work)
+        assert "the ledger could not be used" in str(error)
+        shown = "".join(traceback.format_exception(error))
+        assert "Canary" not in shown
