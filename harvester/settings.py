@@ -64,7 +64,9 @@ def _split(value: object) -> object:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+    )
 
 
 class LuneSettings(_Section):
@@ -204,15 +206,17 @@ def find_config(given: Path | None) -> Path | None:
 def load(path: Path | None) -> Settings:
     """Read the configuration; ConfigurationError has one problem a line, secrets never shown."""
     values = _read_toml(path) if path is not None else {}
-    problems = [f"{path}: {problem}" for problem in _unknown(values)]
+    environment = _read_environment()
+    problems = [f"{path}: {problem}" for problem in _take_unknown(values)]
     problems += _unknown_variables(os.environ)
+    _merge(values, environment)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems += [_problem(path, environment, item) for item in error.errors()]
     if problems:
         raise ConfigurationError(*problems)
-    _merge(values, _read_environment())
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        raise ConfigurationError(*(_problem(path, item) for item in error.errors())) from None
+    return settings
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -226,18 +230,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _unknown(values: Mapping[str, Any]) -> Iterable[str]:
-    for section, keys in values.items():
+def _take_unknown(values: dict[str, Any]) -> Iterable[str]:
+    """Take out what is no setting, so that the rest can be judged too; tell of each."""
+    for section, keys in list(values.items()):
         field = Settings.model_fields.get(section)
         if field is None:
+            del values[section]
             yield f"[{section}] is not a section{_hint(section, Settings.model_fields)}"
         elif not isinstance(keys, dict):
+            del values[section]
             yield f"{section} should be a section: [{section}]"
         else:
             known = _fields(section)
-            for key in keys:
-                if key not in known:
-                    yield f"{section}.{key} is not a setting{_hint(key, known)}"
+            for key in [key for key in keys if key not in known]:
+                del keys[key]
+                yield f"{section}.{key} is not a setting{_hint(key, known)}"
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -268,26 +275,31 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
-def _read_environment() -> dict[str, dict[str, Any]]:
-    values: dict[str, dict[str, Any]] = {}
+def _read_environment() -> dict[str, dict[str, str]]:
+    values: dict[str, dict[str, str]] = {}
     for name, text in os.environ.items():
         section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
-        if name.startswith(PREFIX) and separator and section in Settings.model_fields:
+        known = separator and section in Settings.model_fields and key in _fields(section)
+        if name.startswith(PREFIX) and known:
             values.setdefault(section, {})[key] = text
     return values
 
 
-def _merge(values: dict[str, Any], stronger: Mapping[str, Any]) -> None:
+def _merge(values: dict[str, Any], stronger: Mapping[str, Mapping[str, str]]) -> None:
     for section, keys in stronger.items():
         target = values.setdefault(section, {})
-        for key, value in keys.items():
-            target[key] = value
+        target.update(keys)
+        for key in keys:
             if (section, key) in SECRETS:
-                # A secret in the environment outweighs a file named in the TOML.
+                # A secret in the environment outweighs any file.
                 target.pop(f"{key}_file", None)
 
 
-def _problem(path: Path | None, error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+def _problem(path: Path | None, environment: Mapping[str, Mapping[str, str]], error: Any) -> str:
+    section, key = [*map(str, error["loc"]), "", ""][:2]
     text = str(error["msg"]).removeprefix("Value error, ")
-    return f"{path or 'configuration'}: {place}: {text[0].lower()}{text[1:]}"
+    text = f"{text[0].lower()}{text[1:]}"
+    if key in environment.get(section, {}):
+        return f"environment variable {PREFIX}{section.upper()}__{key.upper()}: {text}"
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{path or 'configuration'}: {place}: {text}"

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, case, or_, select, update
+from sqlalchemy import and_, case, literal, not_, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,7 +22,7 @@ from harvester.domain.records import (
 )
 from harvester.ledger.engine import Database
 from harvester.ledger.filters import AWAITS_CERTIFICATE, MISSING, conditions, is_due
-from harvester.ledger.tables import accounts, certificates, orders
+from harvester.ledger.tables import Instant, accounts, certificates, orders
 
 _CHUNK = 500
 
@@ -130,7 +130,9 @@ class CertificateRecords:
             chosen.append(orders.c.id.in_(list(order_ids)))
 
         async def work(connection: AsyncConnection) -> list[tuple[str, str]]:
-            due = case((orders.c.status == COMPLETE, at), else_=orders.c.next_check_at)
+            due = case(
+                (orders.c.status == COMPLETE, literal(at, Instant)), else_=orders.c.next_check_at
+            )
             rows = await connection.execute(
                 update(orders)
                 .where(*chosen)
@@ -194,6 +196,9 @@ class CertificateRecords:
             )
             final = orders.c.status == COMPLETE
             this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
+            if certificate.kind is CertificateKind.INTERIM:
+                # An order that completed meanwhile owes its final certificate all the same.
+                this = and_(this, not_(final))
             stored = {
                 "certificate_state": CertificateState.STORED,
                 "tried_at": certificate.stored_at,

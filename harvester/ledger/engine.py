@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -38,7 +38,11 @@ _DAMAGED = ("malformed", "not a database", "disk image")
 def _engine(path: Path, *, readonly: bool, size: int) -> AsyncEngine:
     mode = "ro" if readonly else "rw"
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///file:{quote(str(path))}?mode={mode}&uri=true",
+        URL.create(
+            "sqlite+aiosqlite",
+            database=f"file:{quote(str(path))}",
+            query={"mode": mode, "uri": "true"},
+        ),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=size,
         max_overflow=0,

@@ -119,10 +119,10 @@ def _create(path: Path) -> None:
 def _run_alembic(path: Path) -> None:
     from alembic import command  # 0.6 s of imports, needed once per release
     from alembic.config import Config
-    from sqlalchemy import create_engine, event
+    from sqlalchemy import URL, create_engine, event
     from sqlalchemy.exc import DBAPIError
 
-    engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
+    engine = create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True)
 
     def connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import and_, bindparam, func, not_, select, update
+from sqlalchemy import and_, bindparam, func, literal, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.cadence import Cadence
@@ -15,7 +15,7 @@ from harvester.domain.records import DueLook, OpenOrder, OrderFilter, Recorded, 
 from harvester.ledger.engine import Database
 from harvester.ledger.filters import AWAITS_CERTIFICATE, conditions, is_due
 from harvester.ledger.recording import Recorder, count_anomaly
-from harvester.ledger.tables import accounts, orders
+from harvester.ledger.tables import Instant, accounts, orders
 
 
 class OrderRecords:
@@ -101,7 +101,10 @@ class OrderRecords:
             await connection.execute(
                 update(orders)
                 .where(this)
-                .values(missing_since=func.coalesce(orders.c.missing_since, at), next_check_at=due)
+                .values(
+                    missing_since=func.coalesce(orders.c.missing_since, literal(at, Instant)),
+                    next_check_at=due,
+                )
             )
             odd = Anomaly(status, "", AnomalyKind.NOT_FOUND, at)
             await count_anomaly(connection, account_id, order_id, odd)

@@ -125,6 +125,7 @@ class Recorder:
         await self._touch(still)
         await self._settle_set_aside(found, page.set_aside)
         self._recorded.seen = len(found)
+        self._recorded.old &= bool(found)  # of a page that cannot be read nothing is known
         self._recorded.oldest_created_at = min(
             (order.created_at for order in found.values()), default=None
         )

@@ -30,7 +30,7 @@ from harvester.ledger.sql import SqlLedger
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ACCOUNT = Account("acct", "Acme", "live", "account", "EUR", "Acme Ltd", "org")
-KILLS = 8
+KILLS = 4
 
 
 def cannot(reason: str) -> NoReturn:

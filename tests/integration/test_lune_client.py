@@ -226,7 +226,7 @@ async def test_all_accounts_of_the_keys_mode_are_listed(api: Served, lune: LuneC
         listed = await lune.fetch_accounts()
     assert [account.id for account in listed] == ["own", "a", "b", "c"]
     assert [account.is_default for account in listed] == [True, False, False, False]
-    assert [line["event"] for line in logs] == ["lune_account_skipped"]
+    assert [line["event"] for line in logs] == ["account skipped"]
     assert api.paths == [
         "/v1/accounts/me",
         "/v1/accounts?limit=100",
@@ -244,7 +244,7 @@ async def test_a_list_out_of_the_keys_scope_is_left_out(
     with capture_logs() as logs:
         assert [account.id for account in await lune.fetch_accounts()] == ["own", "c"]
     assert [(line["event"], line["list"]) for line in logs] == [
-        ("lune_accounts_not_listed", "/accounts")
+        ("accounts not listed", "/accounts")
     ]
 
 
