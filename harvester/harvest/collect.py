@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -195,10 +196,9 @@ class Collector:
     ) -> None:
         """Store bytes under the version they are, or as the next one; then record it."""
         sha256 = hashlib.sha256(body.data).hexdigest()
-        same = [known for known in versions if known.file.sha256 == sha256]
-        names = [(known.version, known.file.key) for known in same]
-        names += ((n, self._key(order, n)) for n in range(_next(versions), _MOST_VERSIONS))
-        for version, key in names:
+        known = [(one.version, one.file.key) for one in versions if one.file.sha256 == sha256]
+        fresh = ((n, self._key(order, n)) for n in range(_next(versions), _MOST_VERSIONS))
+        for version, key in itertools.chain(known, fresh):
             file = await self._archive.put(key, body.data)
             if file is not None:
                 await self._record(order, version, file, body.cf_ray, "certificate filed")

@@ -199,13 +199,17 @@ class CertificateRecords:
             if certificate.kind is CertificateKind.INTERIM:
                 # An order that completed meanwhile owes its final certificate all the same.
                 this = and_(this, not_(final))
-            stored = {
-                "certificate_state": CertificateState.STORED,
-                "tried_at": certificate.stored_at,
-                "failure_reason": None,
-            }
-            await connection.execute(update(orders).where(this).values(**stored))
-            await connection.execute(update(orders).where(this, final).values(next_check_at=None))
+            await connection.execute(
+                update(orders)
+                .where(this)
+                .values(
+                    certificate_state=CertificateState.STORED,
+                    tried_at=certificate.stored_at,
+                    failure_reason=None,
+                    # An order that is still open keeps the date of its next look.
+                    next_check_at=case((final, None), else_=orders.c.next_check_at),
+                )
+            )
 
         await self._database.write(work)
 
