@@ -21,6 +21,7 @@ from harvester.domain.orders import (
     Source,
     StoredFile,
 )
+from harvester.domain.purchases import Purchase, Quote
 from harvester.domain.records import (
     EVERYTHING,
     DueLook,
@@ -64,6 +65,16 @@ class Lune(Protocol):
 
     async def fetch_order_by_key(self, account: Account, idempotency_key: str) -> Order:
         """Return the order with this idempotency key; ``NotFound`` when there is none."""
+        ...
+
+    async def quote(self, account: Account, purchase: Purchase) -> Quote:
+        """Price a purchase without placing it."""
+        ...
+
+    async def place_order(
+        self, account: Account, purchase: Purchase, idempotency_key: str
+    ) -> Order:
+        """Place an order; sent once. Not idempotent, but a key buys at most once."""
         ...
 
     async def fetch_certificate(self, account: Account, order_id: str) -> CertificateBody:

@@ -49,13 +49,14 @@ class AnswerTooLarge(UnexpectedAnswer):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer to a GET: status, the headers that count, the body.
+    """A whole answer: what was asked, status, the headers that count, the body.
 
     ``served_at`` is the server's clock in seconds since the epoch, None when it told no date.
     ``path`` is the URL path without its query; ``cf_ray`` is fit to be shown. The body of an
     answer other than 200 may be cut.
     """
 
+    method: str
     path: str
     status: int
     content_type: str
@@ -68,7 +69,7 @@ class Answer:
     def unexpected(self, message: str) -> UnexpectedAnswer:
         """Build the error for an answer that is not what the API serves."""
         return UnexpectedAnswer(
-            message, method="GET", path=self.path, status=self.status, cf_ray=self.cf_ray
+            message, method=self.method, path=self.path, status=self.status, cf_ray=self.cf_ray
         )
 
 
@@ -91,7 +92,7 @@ def raise_for(answer: Answer, types: tuple[str, ...] | None, redact: Redact) -> 
         message = f"{message}: {quote}"
     raise kind(
         message,
-        method="GET",
+        method=answer.method,
         path=answer.path,
         status=answer.status,
         code=code,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from yarl import URL
@@ -27,9 +27,10 @@ OWN_ACCOUNT: Final = "/accounts/me"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One GET: where, for which account (None: the key's own), what may come back, and how long.
+    """One request: what, where, for whom (None: the key's own account), what may come back.
 
-    ``total`` is in seconds, ``cap`` in bytes; ``types`` None takes any media type.
+    ``total`` is in seconds, ``cap`` in bytes; ``types`` None takes any media type. What is not
+    ``repeatable`` is sent again only when it was surely not taken.
     """
 
     url: URL
@@ -37,6 +38,9 @@ class Call:
     total: float
     cap: int
     types: tuple[str, ...] | None = JSON_TYPES
+    method: str = "GET"
+    body: bytes | None = field(default=None, repr=False)
+    repeatable: bool = True
 
 
 class Channel:
@@ -81,10 +85,10 @@ class Channel:
             return _parse(await self._ask(call), read)
 
         async def rest(seconds: float) -> None:
-            async with self._gate.waiting("GET", call.url.raw_path):
+            async with self._gate.waiting(call.method, call.url.raw_path):
                 await self._sleep(seconds)
 
-        return await self._retries.run(attempt, rest)
+        return await self._retries.run(attempt, rest, repeatable=call.repeatable)
 
     async def probe(self, read: Callable[[Answer], T]) -> T:
         """Re-read the key and ask for its own account, refused or not; success lifts a refusal."""
@@ -140,13 +144,19 @@ class Channel:
     async def _send(self, call: Call, *, gated: bool = True) -> Answer:
         """Wait for a turn, send one request, and return its answer if it is a good one."""
         async with AsyncExitStack() as turn:
-            async with self._gate.waiting("GET", call.url.raw_path) if gated else nullcontext():
+            async with (
+                self._gate.waiting(call.method, call.url.raw_path) if gated else nullcontext()
+            ):
                 await turn.enter_async_context(self._connections)
                 await turn.enter_async_context(self._pacer)
             headers = self._origin.authorization(call.url)
             if call.account_id is not None:
                 headers["Lune-Account"] = call.account_id
-            answer = await self._exchange.get(call.url, headers, total=call.total, cap=call.cap)
+            if call.body is not None:
+                headers["Content-Type"] = "application/json"
+            answer = await self._exchange.send(
+                call.method, call.url, headers, body=call.body, total=call.total, cap=call.cap
+            )
         if answer.served_at is not None:
             self.clock_offset = time.time() - answer.served_at
         raise_for(answer, call.types, self._origin.redact)

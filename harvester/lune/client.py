@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, Self
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 import structlog
 
 from harvester.domain.errors import AccountRefused, NotFound, RequestRefused, UnexpectedAnswer
 from harvester.domain.orders import Account, CertificateBody, Order, OrderPage, is_identifier
+from harvester.domain.purchases import Purchase, Quote, check_key
 from harvester.lune.answers import Answer, AnswerTooLarge
 from harvester.lune.channel import OWN_ACCOUNT, Call, Channel
 from harvester.lune.exchange import Deadlines, Exchange
@@ -20,7 +22,13 @@ from harvester.lune.origin import Origin, segment
 from harvester.lune.pacing import Pacer
 from harvester.lune.payload import PayloadError
 from harvester.lune.retry import Sleep
-from harvester.lune.wire import read_account, read_account_page, read_order, read_order_page
+from harvester.lune.wire import (
+    read_account,
+    read_account_page,
+    read_order,
+    read_order_page,
+    read_quote,
+)
 
 PAGE_SIZE: Final = 100  # the most Lune serves at once (Lune's schema)
 _ACCOUNT_LISTS: Final = ("/accounts", "/accounts/client")
@@ -37,14 +45,14 @@ class Caps:
 
 
 class LuneClient:
-    """Read accounts, orders and certificates at Lune; an asynchronous context manager.
+    """Read and place orders at Lune; an asynchronous context manager.
 
     ``base_url`` is Lune's address with its version, such as ``https://api.lune.co/v1``; plain http
     is for loopback hosts. ``key`` returns the API key and is called again by ``probe``. Wrong ones
     raise ``ConfigurationError``. ``pacer`` keeps the rate; clients that share a key share a pacer.
 
-    Every call is idempotent, has a deadline and a size cap, is tried again where that can help
-    (see :mod:`harvester.lune.retry`) and raises the ``LuneError`` kinds of
+    Every call but ``place_order`` is idempotent. Each has a deadline and a size cap, is tried again
+    where that can help (see :mod:`harvester.lune.retry`) and raises the ``LuneError`` kinds of
     :mod:`harvester.domain.errors`. What cannot be an id raises ``ValueError``.
 
     Once Lune has refused the key itself, every call raises ``KeyRefused`` at once, unasked, until
@@ -208,6 +216,30 @@ class LuneClient:
             call, lambda answer: CertificateBody(answer.body, answer.content_type, answer.cf_ray)
         )
 
+    async def quote(self, account: Account, purchase: Purchase) -> Quote:
+        """Price a purchase by mass or value without placing it.
+
+        ``RequestRefused`` with Lune's code when it cannot be had; ValueError for an estimate,
+        which Lune does not price.
+        """
+        if purchase.kind == "estimate":
+            raise ValueError("Lune prices an estimate only when it is ordered")
+        call = self._post(f"/orders/by-{purchase.kind}/quote", account, purchase.quote_request())
+        return await self._channel.fetch(call, lambda answer: read_quote(answer.body))
+
+    async def place_order(
+        self, account: Account, purchase: Purchase, idempotency_key: str
+    ) -> Order:
+        """Place an order: spend money, at most once for a key.
+
+        Sent once. When the outcome is unknown (``Unreachable``, ``ServerFault``,
+        ``UnexpectedAnswer``), ``fetch_order_by_key`` tells; a used key is ``RequestRefused`` with
+        the code ``order_idempotency_already_exists``. Never answer either with another key.
+        """
+        body = {**purchase.request, "idempotency_key": check_key(idempotency_key)}
+        call = self._post(f"/orders/by-{purchase.kind}", account, body, repeatable=False)
+        return await self._channel.fetch(call, lambda answer: read_order(answer.body))
+
     async def _fetch_own_id(self) -> str | None:
         """Return the default account's id; None when that account is refused."""
         if self._own_id is None:
@@ -244,6 +276,16 @@ class LuneClient:
             account_id=account_id,
             total=self._deadlines.total,
             cap=self._caps.json,
+        )
+
+    def _post(
+        self, path: str, account: Account, body: Mapping[str, Any], *, repeatable: bool = True
+    ) -> Call:
+        return replace(
+            self._call(path, account_id=_header(account)),
+            method="POST",
+            body=json.dumps(body, ensure_ascii=False).encode(),
+            repeatable=repeatable,
         )
 
 

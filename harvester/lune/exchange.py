@@ -81,11 +81,20 @@ class Exchange:
             await self._session.close()
             self._session = None
 
-    async def get(self, url: URL, headers: Mapping[str, str], *, total: float, cap: int) -> Answer:
+    async def send(
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        *,
+        body: bytes | None = None,
+        total: float,
+        cap: int,
+    ) -> Answer:
         """Return the answer, whatever its status; the body of a 200 is whole and within ``cap``.
 
-        ``total`` is in seconds, ``cap`` in bytes. Raises ``Unreachable``, ``UnexpectedAnswer`` for
-        what is not HTTP and ``AnswerTooLarge``.
+        ``body`` is JSON. ``total`` is in seconds, ``cap`` in bytes. Raises ``Unreachable``,
+        ``UnexpectedAnswer`` for what is not HTTP and ``AnswerTooLarge``.
         """
         if self._session is None:
             raise RuntimeError("the client is used outside of its async with block")
@@ -94,24 +103,27 @@ class Exchange:
         )
         connection = SimpleNamespace(reused=False)
         try:
-            async with self._session.get(
+            async with self._session.request(
+                method,
                 url,
                 headers=headers,
+                data=body,
                 timeout=timeout,
                 allow_redirects=False,
                 trace_request_ctx=connection,
             ) as response:
-                return await _read(response, url.raw_path, cap, self._redact)
+                return await _read(response, cap, self._redact)
         except _NoAnswerError as failure:
             kind: type[LuneError] = StaleConnection if connection.reused else Unreachable
             word = _describe(failure.reason)[1]
         except (aiohttp.ClientError, OSError) as error:
             kind, word = _describe(error)
         # Outside of the handlers: what aiohttp raises can hold headers, and the key is one.
-        raise kind(word, method="GET", path=url.raw_path)
+        raise kind(word, method=method, path=url.raw_path)
 
 
-async def _read(response: aiohttp.ClientResponse, path: str, cap: int, redact: Redact) -> Answer:
+async def _read(response: aiohttp.ClientResponse, cap: int, redact: Redact) -> Answer:
+    path = response.url.raw_path
     headers = response.headers
     body = bytearray()
     good = response.status == 200
@@ -130,6 +142,7 @@ async def _read(response: aiohttp.ClientResponse, path: str, cap: int, redact: R
     if over:
         response.close()
     answer = Answer(
+        method=response.method,
         path=path,
         status=response.status,
         content_type=headers.get("Content-Type", "").partition(";")[0].strip().lower(),
@@ -142,7 +155,7 @@ async def _read(response: aiohttp.ClientResponse, path: str, cap: int, redact: R
     if over and good:
         raise AnswerTooLarge(
             f"too large: over {cap} bytes",
-            method="GET",
+            method=response.method,
             path=path,
             status=answer.status,
             cf_ray=answer.cf_ray,

@@ -7,6 +7,7 @@ a retryable fault    up to 4 tries in all, 1 s, 2 s, 4 s apart plus up to 1 s of
 an unexpected shape  one more try, counted among the 4
 429                  everybody pauses; no try is spent, but the 10th 429 of a request is raised
 a stale connection   tried again at once, once, and not counted: the server hung up while idle
+placing an order     after a 429 only: what became of it otherwise is asked, not tried
 anything else        raised
 ===================  ==========================================================================
 
@@ -71,9 +72,18 @@ class Retries:
     def __init__(self, pause: Callable[[float], None]) -> None:
         self._pause = pause
 
-    async def run(self, attempt: Callable[[], Awaitable[T]], sleep: Sleep = asyncio.sleep) -> T:
-        """Return what ``attempt`` returns, or raise its last error. ``sleep`` takes seconds."""
-        course = _Course(self._pause)
+    async def run(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        sleep: Sleep = asyncio.sleep,
+        *,
+        repeatable: bool = True,
+    ) -> T:
+        """Return what ``attempt`` returns, or raise its last error. ``sleep`` takes seconds.
+
+        What is not ``repeatable`` is tried again after a 429 only, which says it was not taken.
+        """
+        course = _Course(self._pause, repeatable=repeatable)
         retrying = AsyncRetrying(
             retry=course.goes_on,
             wait=course.wait,
@@ -87,8 +97,9 @@ class Retries:
 class _Course:
     """What one request has been through so far."""
 
-    def __init__(self, pause: Callable[[float], None]) -> None:
+    def __init__(self, pause: Callable[[float], None], *, repeatable: bool) -> None:
         self._pause = pause
+        self._repeatable = repeatable
         self._faults = 0
         self._shapes = 0
         self._rate_limits = 0
@@ -106,6 +117,8 @@ class _Course:
             self._pause(max(min(_PAUSE(state), LONGEST_PAUSE), error.retry_after or 0.0))
             self._at_once = True  # the pause is what it waits for
             return self._rate_limits < RATE_LIMITS
+        if not self._repeatable:
+            return False
         if isinstance(error, StaleConnection) and not self._stale:
             self._stale += 1
             self._at_once = True

@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from harvester.domain.orders import Account, Order, OrderPage, SetAside, is_identifier
+from harvester.domain.purchases import Quote, QuotedBundle
 from harvester.lune.payload import PayloadError, is_line, load, settle
 
 # Decimal strings by Lune's schema; only the quantity is used, but an order with one of the others
@@ -75,6 +76,45 @@ def order_or_set_aside(row: object) -> Order | SetAside:
         return _order(row)
     except PayloadError as error:
         return SetAside(reference=_reference(row), reason=str(error), document=_shortened(row))
+
+
+def read_quote(data: bytes) -> Quote:
+    """Read a quote; ``PayloadError`` when it is not one."""
+    row = load(data)
+    if not isinstance(row, dict) or not isinstance(row.get("bundles"), list):
+        raise PayloadError("quote: not an object with bundles")
+    currency = row.get("currency")
+    if not isinstance(currency, str) or not is_line(currency, 16):
+        raise PayloadError("currency: not a line of text")
+    return Quote(
+        currency=currency,
+        quantity=_money(row, "estimated_quantity"),
+        offset_cost=_money(row, "estimated_offset_cost"),
+        commission=_money(row, "estimated_commission"),
+        total_cost=_money(row, "estimated_total_cost"),
+        bundles=tuple(_quoted_bundle(bundle) for bundle in row["bundles"]),
+        document=row,
+    )
+
+
+def _quoted_bundle(row: object) -> QuotedBundle:
+    if not isinstance(row, dict):
+        raise PayloadError("bundles: not objects")
+    return QuotedBundle(
+        bundle_id=str(row.get("bundle_id", "")),
+        name=str(row.get("bundle_name", "")),
+        quantity=_money(row, "quantity"),
+        unit_price=_money(row, "unit_price"),
+        offset_cost=_money(row, "offset_cost"),
+        is_short=row.get("insufficient_available_quantity") is True,
+    )
+
+
+def _money(row: Mapping[str, Any], name: str) -> Decimal:
+    text = str(row.get(name))
+    if len(text) > _LONGEST_AMOUNT or not _AMOUNT.fullmatch(text):
+        raise PayloadError(f"{name}: not a decimal number")
+    return Decimal(text)
 
 
 def read_account(data: bytes, *, is_default: bool = False) -> Account:
