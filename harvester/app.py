@@ -22,6 +22,7 @@ from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
 from harvester.harvest.daemon import Daemon
 from harvester.harvest.drain import Drain, DrainReport
+from harvester.harvest.place import Placer
 from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracker
@@ -56,6 +57,7 @@ class Harvest:
     sweep: Sweep
     collector: Collector
     tracker: Tracker
+    placer: Placer
     stop: Stop
 
     def requests(self) -> int:
@@ -71,6 +73,7 @@ class Harvest:
             book=self.book,
             sweep=self.sweep,
             collector=None if dry_run else self.collector,
+            placer=None if dry_run else self.placer,
             clock=now,
             requests=self.requests,
             stop=self.stop,
@@ -84,12 +87,15 @@ class Harvest:
             book=self.book,
             sweep=self.sweep,
             collector=self.collector,
+            placer=self.placer,
             cadence=self.cadence,
             housekeeping=self._housekeeping,
             requests=self.requests,
             stop=self.stop,
         )
-        control = control_app(self.tracker, self.ledger, self.archive, now, daemon.wake)
+        control = control_app(
+            self.tracker, self.placer, self.book, self.ledger, self.archive, now, daemon.wake
+        )
         async with serve_control(control, self.settings.database.path):
             log.info("started", version=__version__, ledger=str(self.settings.database.path))
             await daemon.run_forever()
@@ -132,6 +138,16 @@ async def open_reader(settings: Settings) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def open_client(settings: Settings) -> AsyncIterator[LuneClient]:
+    """Open the client alone, to ask Lune something without a ledger."""
+    pacer = Pacer(settings.lune.rate_limit)
+    agent = f"lune-harvester/{__version__}"
+    key = settings.api_key
+    async with LuneClient(settings.lune.base_url, key.read, pacer, user_agent=agent) as lune:
+        yield lune
 
 
 @asynccontextmanager
@@ -208,6 +224,7 @@ async def _wired(
                     stop=stop,
                 ),
                 tracker=Tracker(lune, ledger, book, cadence, now),
+                placer=Placer(lune, ledger, cadence, now),
                 stop=stop,
             )
     finally:

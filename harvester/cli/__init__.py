@@ -13,6 +13,7 @@ from harvester.cli.demo import demo
 from harvester.cli.doctor import doctor
 from harvester.cli.exits import EXIT_CODES, exit_code_of, explain
 from harvester.cli.follow import retry, track
+from harvester.cli.order import order, quote
 from harvester.cli.orders import export, orders, show
 from harvester.cli.run import run
 from harvester.cli.sandbox import command as sandbox
@@ -36,10 +37,12 @@ def cli(_context: Context) -> None:
     """
 
 
-for _command in (
+_COMMANDS = (
     demo,
     run,
     track,
+    order,
+    quote,
     orders,
     show,
     status,
@@ -49,7 +52,8 @@ for _command in (
     doctor,
     sandbox,
     db,
-):
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

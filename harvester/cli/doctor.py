@@ -104,12 +104,11 @@ def _secret_file(settings: Settings) -> Check:
 
 
 async def _lune(settings: Settings) -> AsyncIterator[Check]:
+    from harvester.app import open_client
     from harvester.domain.errors import HarvesterError
-    from harvester.lune import LuneClient, Pacer
 
     try:
-        pacer = Pacer(settings.lune.rate_limit)
-        async with LuneClient(settings.lune.base_url, settings.api_key.read, pacer) as lune:
+        async with open_client(settings) as lune:
             own = await lune.fetch_own_account()
             yield Check("Lune", "ok", f"{settings.lune.base_url} accepts the {own.mode} key")
             yield await _mode(settings, own.mode)

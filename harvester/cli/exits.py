@@ -18,6 +18,7 @@ EXIT_CODES = {
 
 DONE = 0
 FAULT = 1
+USAGE = 2
 UNFINISHED = 3
 HELD = 75
 REFUSED = 77
@@ -33,6 +34,8 @@ def exit_code_of(error: BaseException) -> int:
         (errors.ConfigurationError, CONFIGURATION),
         (errors.LedgerHeld, HELD),
         (errors.KeyRefused, REFUSED),
+        (errors.KeyTaken, USAGE),
+        (errors.OutcomeUnknown, UNFINISHED),
         (errors.StorageUnavailable, UNFINISHED),
         (errors.LuneError, UNFINISHED),
     ):

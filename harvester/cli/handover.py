@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harvester.domain import errors
 from harvester.domain.errors import HarvesterError, LedgerUnavailable
 
 _PATIENCE = 600
@@ -43,5 +44,10 @@ async def hand_over(ledger: Path, operation: str, body: Any) -> tuple[bool, Any]
 
 
 def _as_error(result: Any) -> HarvesterError:
-    message = str(result.get("message", "no reason given"))
-    return LedgerUnavailable(f"the daemon could not do it: {message}")
+    kind = getattr(errors, str(result.get("error")), None)
+    message = str(result.get("message", "the daemon gave no reason"))
+    if not (isinstance(kind, type) and issubclass(kind, HarvesterError)):
+        return LedgerUnavailable(f"the daemon could not do it: {message}")
+    if issubclass(kind, errors.LuneError):
+        return kind(message, **result["request"])
+    return kind(message)

@@ -9,6 +9,8 @@ The tree; an error marked with * may go away by asking again::
     +-- LedgerDamaged          the database is not what it should be; a person must look
     +-- StorageUnavailable *   the archive cannot take a file just now (full, read-only, gone)
     +-- CertificateRejected *  an answer for a certificate was not a whole PDF
+    +-- KeyTaken               an idempotency key belongs to another purchase
+    +-- OutcomeUnknown *       nobody knows yet whether Lune took an order
     +-- LuneError              Lune, or something in front of it, did not give what was asked
         +-- Unreachable *      no connection, no TLS, no answer in time, or an answer cut short
         +-- RateLimited *      429
@@ -63,6 +65,16 @@ class StorageUnavailable(HarvesterError):
 
 class CertificateRejected(HarvesterError):
     """What was served as a certificate is not a whole PDF; the message is the reason."""
+
+    retryable = True
+
+
+class KeyTaken(HarvesterError):
+    """The idempotency key was used for another purchase; nothing was sent."""
+
+
+class OutcomeUnknown(HarvesterError):
+    """Lune may or may not have taken the order; its key tells, and the message says how."""
 
     retryable = True
 

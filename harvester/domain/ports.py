@@ -26,6 +26,7 @@ from harvester.domain.records import (
     EVERYTHING,
     DueLook,
     FiledCertificate,
+    Intention,
     KnownCertificate,
     KnownOrder,
     MissingCertificate,
@@ -65,6 +66,10 @@ class Lune(Protocol):
 
     async def fetch_order_by_key(self, account: Account, idempotency_key: str) -> Order:
         """Return the order with this idempotency key; ``NotFound`` when there is none."""
+        ...
+
+    def redact(self, data: bytes) -> bytes:
+        """Return served bytes without the key, should they quote it."""
         ...
 
     async def quote(self, account: Account, purchase: Purchase) -> Quote:
@@ -242,8 +247,10 @@ class Ledger(Protocol):
         """Return those of the archive keys that a certificate is recorded under."""
         ...
 
-    async def reopen_certificate(self, account_id: str, order_id: str, at: datetime) -> None:
-        """Owe an order's certificate anew, due now: its file is missing or changed."""
+    async def reopen_certificate(
+        self, account_id: str, order_id: str, version: int, at: datetime
+    ) -> None:
+        """Owe an order's certificate anew, due now: this version's file is missing or changed."""
         ...
 
     async def retry_certificates(
@@ -289,4 +296,30 @@ class Ledger(Protocol):
         ``due`` None leaves the order's due date alone (its next look asks again); ``spent``
         counts an attempt.
         """
+        ...
+
+    async def record_intention(
+        self, account_id: str, idempotency_key: str, purchase: Purchase, at: datetime
+    ) -> Intention | None:
+        """Write down what is to be bought; None when that is new.
+
+        A key that was used before gives what was written then, which stays, unless it was
+        refused: then it is written anew.
+        """
+        ...
+
+    async def settle_intention(
+        self,
+        account_id: str,
+        idempotency_key: str,
+        at: datetime,
+        *,
+        order_id: str | None = None,
+        refusal: str | None = None,
+    ) -> None:
+        """Write down the order an intention became, or why it became none. Idempotent."""
+        ...
+
+    async def unsettled_intentions(self) -> list[Intention]:
+        """Return intentions of which nobody knows what became, oldest first."""
         ...

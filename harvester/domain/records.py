@@ -7,6 +7,7 @@ from datetime import datetime
 
 from harvester.domain.lifecycle import Anomaly, Moved
 from harvester.domain.orders import CertificateKind, CertificateState, SetAside, StoredFile
+from harvester.domain.purchases import Purchase
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,15 @@ class KnownCertificate:
 
 @dataclass(frozen=True, slots=True)
 class FiledCertificate:
-    """A recorded certificate version with the order it belongs to."""
+    """A recorded certificate version with the order it belongs to.
+
+    ``is_replaced``: its file was lost, Lune serves other bytes by now, and those are stored.
+    """
 
     account_id: str
     order_id: str
     certificate: KnownCertificate
+    is_replaced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +117,20 @@ class OrderFilter:
 
 
 EVERYTHING = OrderFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class Intention:
+    """A purchase written down before Lune was asked, and how it was settled, if it was."""
+
+    account_id: str
+    idempotency_key: str
+    purchase: Purchase
+    intended_at: datetime
+    order_id: str | None
+    refusal: str | None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what became of it."""
+        return self.order_id is not None or self.refusal is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -36,6 +36,7 @@ class AccountBook:
         self._ledger = ledger
         self._wanted = tuple(wanted)
         self._clock = clock
+        self._cadence = cadence
         # Under "all", accounts appear at any time; otherwise only a beneficiary's name changes.
         everything = ALL in self._wanted
         self._every = cadence.sweep_interval if everything else cadence.longest_interval
@@ -56,36 +57,60 @@ class AccountBook:
         """
         now = self._clock()
         # abs(): a clock that stepped back must not keep an old list for ever.
-        if self._refreshed_at is None or abs(now - self._refreshed_at) >= self._every:
+        if self._refreshed_at is None or abs(now - self._refreshed_at) >= self._patience(now):
             self._known = await self._fetch()
             await self._ledger.record_accounts(self._known, now)
             self._refreshed_at = now
         return self._known
+
+    def _patience(self, now: datetime) -> timedelta:
+        parked = self._cadence.next_try_of_parked(now) - now
+        return min(self._every, parked) if self._unreached else self._every
+
+    async def account(self, account_id: str | None) -> Account:
+        """Return one account the key reaches, followed or not; None means the default one.
+
+        It is in the ledger when this returns. ``AccountRefused`` when the key does not reach it.
+        """
+        for account in await self.accounts():  # also holds the key's mode against the ledger
+            if account.id == account_id or (account_id is None and account.is_default):
+                return account
+        found = (
+            await self._lune.fetch_own_account()
+            if account_id is None
+            else await self._lune.fetch_account(account_id)
+        )
+        await self._ledger.record_accounts([found], self._clock())
+        return found
 
     async def _fetch(self) -> list[Account]:
         if ALL in self._wanted:
             found = await self._lune.fetch_accounts()
             await self._require_mode(found[0])
             return found
-        own = await self._lune.fetch_own_account()
-        await self._require_mode(own)
-        named = {}
+        named: dict[str, Account] = {}
         self._unreached = {}
         for wanted in self._wanted:
-            if wanted in {DEFAULT, own.id}:
-                named[own.id] = own
-                continue
             try:
-                named[wanted] = await self._lune.fetch_account(wanted)
+                account = await self._fetch_named(wanted)
             except AccountRefused as error:
                 self._unreached[wanted] = str(error)
                 log.warning("account refused", account=wanted, reason=str(error))
+            else:
+                await self._require_mode(account)
+                named[account.id] = account
         return list(named.values())
 
-    async def _require_mode(self, own: Account) -> None:
+    async def _fetch_named(self, wanted: str) -> Account:
+        if wanted == DEFAULT:
+            return await self._lune.fetch_own_account()
+        return await self._lune.fetch_account(wanted)
+
+    async def _require_mode(self, account: Account) -> None:
         seen = await self._ledger.modes()
-        if seen and own.mode not in seen:
+        if seen and account.mode not in seen:
+            held = "/".join(sorted(seen))
             raise ConfigurationError(
-                f"the API key is a {own.mode} key, but this ledger holds {'/'.join(sorted(seen))} "
+                f"the API key is a {account.mode} key, but this ledger holds {held} "
                 "orders; use the other key, or another ledger and archive for this one"
             )

@@ -160,7 +160,7 @@ class Collector:
         try:
             await self._require_pdf(body)
         except CertificateRejected as error:
-            await self._archive.quarantine(order.id, body.data, str(error))
+            await self._archive.quarantine(order.id, self._lune.redact(body.data), str(error))
             raise
         return body
 

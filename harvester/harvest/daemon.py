@@ -15,6 +15,7 @@ from harvester.domain.errors import ConfigurationError, HarvesterError, KeyRefus
 from harvester.domain.ports import Lune
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
+from harvester.harvest.place import Placer
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
@@ -47,6 +48,7 @@ class Daemon:
         book: AccountBook,
         sweep: Sweep,
         collector: Collector,
+        placer: Placer,
         cadence: Cadence,
         housekeeping: Callable[[], Awaitable[None]],
         requests: Callable[[], int],
@@ -56,6 +58,7 @@ class Daemon:
         self._book = book
         self._sweep = sweep
         self._collector = collector
+        self._placer = placer
         self._housekeeping = housekeeping
         self._requests = requests
         self._requests_told = 0
@@ -101,6 +104,10 @@ class Daemon:
             self._running.add(task)
             try:
                 await self._attempt(name, step)
+            except asyncio.CancelledError:
+                if not self._stop.asked:
+                    raise
+                # Abandoned on purpose; the scheduler would log it as a fault.
             finally:
                 self._running.discard(task)
 
@@ -132,6 +139,7 @@ class Daemon:
         if not await self._key_is_accepted():
             return
         began = time.monotonic()
+        await self._placer.settle_open()
         swept = await self._sweep.run_once(await self._book.accounts())
         await self._collect()
         if swept.accounts:

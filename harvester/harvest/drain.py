@@ -12,6 +12,7 @@ from harvester.domain.ports import Ledger
 from harvester.domain.records import EVERYTHING, MissingCertificate, OpenOrder, OrderFilter
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
+from harvester.harvest.place import Placer
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
@@ -73,6 +74,7 @@ class Drain:
         book: AccountBook,
         sweep: Sweep,
         collector: Collector | None,
+        placer: Placer | None,
         clock: Callable[[], datetime],
         requests: Callable[[], int],
         stop: Stop,
@@ -82,6 +84,7 @@ class Drain:
         self._book = book
         self._sweep = sweep
         self._collector = collector
+        self._placer = placer
         self._clock = clock
         self._requests = requests
         self._stop = stop
@@ -99,6 +102,8 @@ class Drain:
         deadline = time.monotonic() + (wait.total_seconds() if wait is not None else 0)
         followed = await self._book.accounts()
         report.accounts = len(followed)
+        if self._placer is not None:
+            await self._placer.settle_open()
 
         def swept(so_far: SweepReport) -> None:
             report.swept = so_far

@@ -9,7 +9,7 @@ from datetime import datetime
 import structlog
 
 from harvester.domain.cadence import Cadence
-from harvester.domain.errors import AccountRefused, KeyRefused, LuneError, NotFound
+from harvester.domain.errors import KeyRefused, LuneError, NotFound
 from harvester.domain.orders import Account, Order, OrderPage, Source, is_identifier
 from harvester.domain.ports import Ledger, Lune
 from harvester.harvest.accounts import AccountBook
@@ -55,19 +55,12 @@ class Tracker:
 
         Without ``account_id`` the followed accounts are asked in turn. Idempotent.
         """
-        accounts = await self._candidates(account_id)
+        accounts = (
+            await self._book.accounts()
+            if account_id is None
+            else [await self._book.account(account_id)]
+        )
         return [await self._track(one, by_key, accounts) for one in dict.fromkeys(references)]
-
-    async def _candidates(self, account_id: str | None) -> list[Account]:
-        followed = await self._book.accounts()  # also checks the key's mode
-        if account_id is None:
-            return followed
-        known = [account for account in followed if account.id == account_id]
-        if known:
-            return known
-        account = await self._lune.fetch_account(account_id)
-        await self._ledger.record_accounts([account], self._clock())
-        return [account]
 
     async def _track(self, reference: str, by_key: bool, accounts: Sequence[Account]) -> Tracked:
         problem = _rule_broken(reference, by_key=by_key)
@@ -81,7 +74,7 @@ class Tracker:
                 continue
             except KeyRefused:
                 raise
-            except (AccountRefused, LuneError) as error:
+            except LuneError as error:
                 problem = str(error)
                 continue
             return await self._record(reference, account, order)

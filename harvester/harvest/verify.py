@@ -13,11 +13,12 @@ _BATCH = 500
 
 
 class Finding(StrEnum):
-    """What is wrong with a file."""
+    """What is wrong with a file; ``replaced``: it was lost, and a later version is stored."""
 
     MISSING = "missing"
     CHANGED = "changed"
     UNKNOWN = "unknown"
+    REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,10 @@ class Verifier:
             report.checked += 1
             report.bytes += expected.size
             if found != expected:
+                lost = Finding.MISSING if found is None else Finding.CHANGED
                 report.discrepancies.append(
                     Discrepancy(
-                        Finding.MISSING if found is None else Finding.CHANGED,
+                        Finding.REPLACED if filed.is_replaced and found is None else lost,
                         expected.key,
                         filed.account_id,
                         filed.order_id,
@@ -92,13 +94,13 @@ async def reopen(
 
     The next collection fetches them. Unknown files are left alone: nobody knows whose they are.
     """
-    orders = set()
+    count = 0
     for one in discrepancies:
-        if one.account_id is None or one.order_id is None:
+        if one.account_id is None or one.order_id is None or one.version is None:
             continue
         if one.finding is Finding.CHANGED:
             await archive.remove_to_quarantine(one.key, "changed after it was stored")
-        orders.add((one.account_id, one.order_id))
-    for account_id, order_id in sorted(orders):
-        await ledger.reopen_certificate(account_id, order_id, now)
-    return len(orders)
+        if one.finding in {Finding.CHANGED, Finding.MISSING}:
+            await ledger.reopen_certificate(one.account_id, one.order_id, one.version, now)
+            count += 1
+    return count

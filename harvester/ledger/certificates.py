@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, case, literal, not_, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, literal, not_, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -83,7 +83,7 @@ class CertificateRecords:
         last = ""
         while True:
             query = (
-                select(certificates)
+                select(certificates, _is_replaced().label("is_replaced"))
                 .where(certificates.c.key > last)
                 .order_by(certificates.c.key)
                 .limit(_CHUNK)
@@ -91,7 +91,9 @@ class CertificateRecords:
             async with self._database.read() as connection:
                 rows = (await connection.execute(query)).all()
             for row in rows:
-                yield FiledCertificate(row.account_id, row.order_id, known_certificate(row))
+                yield FiledCertificate(
+                    row.account_id, row.order_id, known_certificate(row), bool(row.is_replaced)
+                )
             if len(rows) < _CHUNK:
                 return
             last = rows[-1].key
@@ -108,12 +110,20 @@ class CertificateRecords:
         async with self._database.read() as connection:
             return set(await connection.scalars(query))
 
-    async def reopen_certificate(self, account_id: str, order_id: str, at: datetime) -> None:
+    async def reopen_certificate(
+        self, account_id: str, order_id: str, version: int, at: datetime
+    ) -> None:
         """See the port."""
+        lost = and_(
+            certificates.c.account_id == account_id,
+            certificates.c.order_id == order_id,
+            certificates.c.version == version,
+        )
         this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
         owed = {"certificate_state": CertificateState.OWED, "owed_since": at, "attempts": 0}
 
         async def work(connection: AsyncConnection) -> None:
+            await connection.execute(update(certificates).where(lost).values(lost_at=at))
             await connection.execute(update(orders).where(this).values(**owed, tried_at=None))
             await connection.execute(
                 update(orders).where(this, orders.c.status == COMPLETE).values(next_check_at=at)
@@ -190,7 +200,7 @@ class CertificateRecords:
                 # What was interim may turn out to be final; bytes, name and date never change.
                 .on_conflict_do_update(
                     index_elements=["account_id", "order_id", "version"],
-                    set_={"kind": certificate.kind},
+                    set_={"kind": certificate.kind, "lost_at": None},
                     where=certificates.c.sha256 == file.sha256,
                 )
             )
@@ -257,6 +267,18 @@ def _known(row: Any) -> KnownOrder:
         created_at=row.created_at,
         owed_since=row.owed_since,
         attempts=row.attempts,
+    )
+
+
+def _is_replaced() -> ColumnElement[bool]:
+    newer = certificates.alias()
+    return and_(
+        certificates.c.lost_at.is_not(None),
+        exists().where(
+            newer.c.account_id == certificates.c.account_id,
+            newer.c.order_id == certificates.c.order_id,
+            newer.c.version > certificates.c.version,
+        ),
     )
 
 

@@ -1,7 +1,8 @@
 """The lock that lets one harvester write a ledger, and tells the others who that is.
 
-An advisory lock on a file of its own: the kernel lifts it when the holder dies, however it dies,
-and the database file is never opened outside SQLite (closing it would drop SQLite's own locks).
+An open-file-description lock, on a file of its own: the kernel lifts it when the holder dies,
+however it dies; it can be asked about without being taken; and the database file is never opened
+outside SQLite, since closing it would drop SQLite's own locks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +19,9 @@ from types import TracebackType
 from typing import Self
 
 from harvester.domain.errors import LedgerHeld, LedgerUnavailable
+
+# struct flock: type, whence, start, length (0: to the end), process id.
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,8 @@ class LedgerLock:
         except OSError as error:
             raise LedgerUnavailable(f"{self._path}: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        except (BlockingIOError, PermissionError):
             holder = _read(descriptor)
             os.close(descriptor)
             raise LedgerHeld(f"the ledger is held by {holder or 'another process'}") from None
@@ -88,11 +93,10 @@ def holder_of(ledger: Path) -> Holder | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE)
+        if struct.unpack_from("h", answer)[0] == fcntl.F_UNLCK:
+            return None
         return _read(descriptor) or Holder(0, "unknown host", "(starting)", "just now")
-    else:
-        return None
     finally:
         os.close(descriptor)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 
-HEAD = "0001"
+HEAD = "0002"
 """The schema this release works with."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """The chain, oldest first; a revision not in it comes from a newer release."""
 
 
@@ -34,6 +34,9 @@ def current(path: Path) -> str | None:
             if tables == 0:
                 return None
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            if row is not None and row[0] in REVISIONS:
+                # Other programs number their schemas like that too.
+                connection.execute("SELECT 1 FROM transitions, set_aside LIMIT 0")
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             raise LedgerDamaged(f"{path}: a database, but not a ledger of the harvester") from None

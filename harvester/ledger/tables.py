@@ -134,6 +134,8 @@ certificates = Table(
     Column("size", Integer, nullable=False),
     Column("stored_at", Instant, nullable=False),
     Column("cf_ray", Text),
+    # When its file was found missing or changed; nothing once the same bytes were had again.
+    Column("lost_at", Instant),
 )
 
 set_aside = Table(
@@ -146,4 +148,18 @@ set_aside = Table(
     Column("first_at", Instant, nullable=False),
     Column("last_at", Instant, nullable=False),
     Column("count", Integer, nullable=False),
+)
+
+intentions = Table(
+    "intentions",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("idempotency_key", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("intended_at", Instant, nullable=False),
+    # Settled one way: an order there is, or why there is none.
+    Column("settled_at", Instant),
+    Column("order_id", Text),
+    Column("refusal", Text),
 )

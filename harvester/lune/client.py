@@ -216,6 +216,10 @@ class LuneClient:
             call, lambda answer: CertificateBody(answer.body, answer.content_type, answer.cf_ray)
         )
 
+    def redact(self, data: bytes) -> bytes:
+        """Return bytes that were served without the key, should they quote it."""
+        return self._origin.redact_bytes(data)
+
     async def quote(self, account: Account, purchase: Purchase) -> Quote:
         """Price a purchase by mass or value without placing it.
 

@@ -69,6 +69,12 @@ class Origin:
             text = text.replace(key, "***")
         return text
 
+    def redact_bytes(self, data: bytes) -> bytes:
+        """Replace every key there ever was by ``***``."""
+        for key in self._keys:
+            data = data.replace(key.encode(), b"***")
+        return data
+
 
 def _parse_base(base_url: str) -> URL:
     try:

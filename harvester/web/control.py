@@ -18,8 +18,11 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from harvester.domain.errors import HarvesterError
+from harvester.domain.errors import HarvesterError, LuneError
 from harvester.domain.ports import Archive, Ledger
+from harvester.domain.purchases import Purchase
+from harvester.harvest.accounts import AccountBook
+from harvester.harvest.place import Placer
 from harvester.harvest.track import Tracker
 from harvester.harvest.verify import Discrepancy, Finding, reopen
 
@@ -45,12 +48,14 @@ def reachable(path: Path) -> Iterator[str]:
 
 def control_app(
     tracker: Tracker,
+    placer: Placer,
+    book: AccountBook,
     ledger: Ledger,
     archive: Archive,
     clock: Callable[[], datetime],
     wake: Callable[[str], None],
 ) -> web.Application:
-    """Make the handlers: track, retry, repair. Each answers when what it did is durable."""
+    """Make the handlers: track, place, retry, repair. Each answers when what it did is durable."""
 
     async def track(request: web.Request) -> web.Response:
         body = await request.json()
@@ -75,10 +80,19 @@ def control_app(
         wake("collect")
         return web.json_response(count)
 
+    async def place(request: web.Request) -> web.Response:
+        body = await request.json()
+        account = await book.account(body["account_id"])
+        purchase = Purchase(body["kind"], body["request"])
+        placed = await placer.place(account, purchase, body["idempotency_key"])
+        wake("collect")
+        return web.json_response(asdict(placed))
+
     app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[_faults_as_answers])
     app.add_routes(
         [
             web.post("/track", track),
+            web.post("/place", place),
             web.post("/retry", retry),
             web.post("/repair", repair),
         ]
@@ -91,12 +105,24 @@ async def _faults_as_answers(request: web.Request, handler: Any) -> web.StreamRe
     try:
         answer: web.StreamResponse = await handler(request)
     except HarvesterError as error:
-        body = {"error": type(error).__name__, "message": str(error)}
-        return web.json_response(body, status=503)
+        return web.json_response(_fault(error), status=503)
     except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
         body = {"error": "BadRequest", "message": f"not a request of ours: {type(error).__name__}"}
         return web.json_response(body, status=400)
     return answer
+
+
+def _fault(error: HarvesterError) -> dict[str, Any]:
+    if not isinstance(error, LuneError):
+        return {"error": type(error).__name__, "message": str(error)}
+    request = {
+        "method": error.method,
+        "path": error.path,
+        "status": error.status,
+        "code": error.code,
+        "cf_ray": error.cf_ray,
+    }
+    return {"error": type(error).__name__, "message": error.message, "request": request}
 
 
 @asynccontextmanager

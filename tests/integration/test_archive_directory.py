@@ -1,7 +1,5 @@
 """The folder archive on a real disk: modes, links, leftovers, quarantine, a root that goes away."""
 
-# What a test does to the disk itself is done at once, in its own loop, which nobody waits for.
-# ruff: noqa: ASYNC240
 from __future__ import annotations
 
 import asyncio

@@ -3,8 +3,6 @@
 What needs a disk or limits of its own runs as a child: this file, as a program.
 """
 
-# What a test does to the disk itself is done at once, in its own loop, which nobody waits for.
-# ruff: noqa: ASYNC221, ASYNC240
 from __future__ import annotations
 
 import asyncio

@@ -82,6 +82,9 @@ class Steps:
     async def accounts(self) -> list[Any]:
         return []
 
+    async def settle_open(self) -> int:
+        return 0
+
     async def run_once(self, followed: object = None) -> Any:
         if followed is None:
             return CollectReport()
@@ -103,6 +106,7 @@ def daemon_of(steps: Steps, stop: Stop) -> Daemon:
         book=anything,
         sweep=anything,
         collector=anything,
+        placer=anything,
         cadence=Cadence(timedelta(milliseconds=200), timedelta(seconds=1)),
         housekeeping=nothing,
         requests=lambda: 0,

@@ -222,7 +222,7 @@ async def test_changed_bytes_become_version_two_and_the_first_file_stays(
         (first,) = pdfs(tmp_path)
         bytes_before = first.read_bytes()
         account = (await rows(harvest))[order.id].account_id
-        await harvest.ledger.reopen_certificate(account, order.id, now())
+        await harvest.ledger.reopen_certificate(account, order.id, 1, now())
         await harvest.collector.run_once()
         found = await detail(harvest, order.id)
     assert [c.version for c in found.certificates] == [1, 2]

@@ -1,0 +1,182 @@
+"""What people and programs ask any ledger: lists, one order whole, the state of things."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from harvester.domain.orders import CertificateKind, CertificateState, SetAside
+from harvester.domain.records import EVERYTHING, OrderFilter
+from harvester.ledger.queries import find_orders, stream_orders, summarise
+from tests.contract.ledger_cases import CLIENT, DAY, EAGER, HOUR, NOW, Kept, order, stored
+
+MICROSECOND = timedelta(microseconds=1)
+
+
+async def listed(
+    kept: Kept, scope: OrderFilter = EVERYTHING, limit: int | None = None
+) -> list[tuple[str, str]]:
+    """Return (account, id) as they are told; a listing that does not end is cut off."""
+    rows: list[tuple[str, str]] = []
+    async for row in stream_orders(kept.database, scope, limit):
+        rows.append((row.account_id, row.id))
+        assert len(rows) < 5000
+    return rows
+
+
+async def streamed(kept: Kept, limit: int | None = None, **scope: object) -> list[str]:
+    filters = OrderFilter(**scope)  # type: ignore[arg-type] # as each test names them
+    return [order_id for _, order_id in await listed(kept, filters, limit)]
+
+
+async def fill(kept: Kept, count: int) -> list[tuple[str, str]]:
+    """Record orders of one instant under two accounts; return (account, id) as they are sorted."""
+    ids = [f"o{number * 7919 % 10007:05}" for number in range(count)]
+    for account in (CLIENT, None):
+        for first in range(0, count, 100):
+            page = [order(one) for one in ids[first : first + 100]]
+            await (kept.see(*page, account=account) if account else kept.see(*page))
+    return [(account, one) for account in ("acct", "client") for one in sorted(ids)]
+
+
+# Lists.
+
+
+async def test_orders_of_one_instant_are_all_told_once_over_many_chunks(kept: Kept) -> None:
+    expected = await fill(kept, 620)
+    assert await listed(kept) == expected
+    for limit in (0, 1, 499, 500, 501, 1000, 1001, 1240, 5000):
+        assert await listed(kept, limit=limit) == expected[:limit]
+
+
+async def test_orders_are_told_newest_first_to_the_microsecond(kept: Kept) -> None:
+    await kept.see(*(order(f"o{n}", created_at=NOW + n * MICROSECOND) for n in (1, 3, 2, 0)))
+    assert await streamed(kept) == ["o3", "o2", "o1", "o0"]
+
+
+async def test_what_arrives_while_orders_are_told_repeats_none(kept: Kept) -> None:
+    expected = await fill(kept, 300)
+    seen = []
+    async for row in stream_orders(kept.database):
+        seen.append((row.account_id, row.id))
+        if len(seen) % 100 == 0:
+            await kept.see(order(f"new{len(seen)}", created_at=NOW + HOUR))
+    assert seen == expected
+
+
+async def test_an_empty_ledger_tells_nothing(kept: Kept) -> None:
+    assert await streamed(kept) == []
+    assert await find_orders(kept.database, "o1") == []
+
+
+async def test_each_filter_chooses_and_all_of_them_have_to_hold(kept: Kept) -> None:
+    await kept.see(order("placed", "placed", created_at=NOW - 3 * DAY))
+    await kept.see(order("owed", "complete", created_at=NOW - 2 * DAY))
+    await kept.see(order("stored", "complete", created_at=NOW - DAY))
+    await kept.see(order("failed", "complete", created_at=NOW), account=CLIENT)
+    await kept.file(stored(), "stored")
+    broken = next(one for one in await kept.due() if one.id == "failed")
+    await kept.fail(broken, state=CertificateState.FAILED)
+
+    assert await streamed(kept, accounts=frozenset({"client"})) == ["failed"]
+    assert await streamed(kept, accounts=frozenset({"acct", "client", "x"}), limit=1) == ["failed"]
+    assert await streamed(kept, accounts=frozenset()) == []
+    assert await streamed(kept, status="complete") == ["failed", "stored", "owed"]
+    assert await streamed(kept, status="Complete") == []
+    assert await streamed(kept, certificate="none") == ["placed"]
+    for state in ("owed", "stored", "failed"):
+        assert await streamed(kept, certificate=state) == [state]
+    assert await streamed(kept, since=NOW - DAY) == ["failed", "stored"]
+    assert await streamed(kept, until=NOW - DAY) == ["owed", "placed"]
+    assert await streamed(kept, since=NOW - 2 * DAY, until=NOW - DAY) == ["owed"]
+    assert await streamed(kept, status="complete", certificate="owed", until=NOW) == ["owed"]
+    assert await streamed(kept, status="placed", certificate="owed") == []
+
+
+async def test_filters_hold_beyond_the_first_chunk(kept: Kept) -> None:
+    await fill(kept, 600)
+    await kept.see(order("late", created_at=NOW - 9 * DAY))
+    mine = await streamed(kept, accounts=frozenset({"acct"}))
+    assert len(mine) == len(set(mine)) == 601
+    assert mine[-1] == "late"
+
+
+async def test_a_listed_order_has_its_newest_certificate(kept: Kept) -> None:
+    newest = stored(10, key="acct/o1.v10.pdf", sha256="b" * 64, at=NOW + HOUR)
+    await kept.see(order("o1", "complete"), order("o2", "complete"))
+    for version in (9, 2):
+        await kept.file(stored(version, CertificateKind.INTERIM, key=f"acct/o1.v{version}.pdf"))
+    await kept.file(newest)
+    rows = {row.id: row async for row in stream_orders(kept.database)}
+    assert rows["o1"].certificate == newest
+    assert rows["o2"].certificate is None
+
+
+# One order whole.
+
+
+async def test_an_order_is_found_by_its_id_or_its_key_in_any_account(kept: Kept) -> None:
+    await kept.see(order("o1", key="INV-1"), order("o2", key="o1"))
+    await kept.see(order("o3", key="INV-1"), account=CLIENT)
+
+    async def found(reference: str, account_id: str | None = None) -> set[str]:
+        details = await find_orders(kept.database, reference, account_id)
+        return {detail.order.id for detail in details}
+
+    assert await found("INV-1") == {"o1", "o3"}
+    assert await found("INV-1", "client") == {"o3"}
+    assert await found("o1") == {"o1", "o2"}
+    assert await found("o3", "acct") == set()
+    assert await found("inv-1") == set()
+    assert await found("%") == set()
+
+
+async def test_an_order_is_told_with_its_chain_versions_anomalies_and_document(kept: Kept) -> None:
+    await kept.see(order(status="retiring", email_free="yes"), cadence=EAGER)
+    await kept.see(order(status="paid"), at=NOW + HOUR)
+    await kept.see(order(status="complete", projects=[{"status": "retired"}]), at=NOW + 2 * HOUR)
+    interim, final = stored(1, CertificateKind.INTERIM), stored(2, key="acct/o1.v2.pdf")
+    await kept.file(final)
+    await kept.file(interim)
+    detail = await kept.whole()
+    assert await kept.chain() == [(None, "retiring"), ("retiring", "complete")]
+    assert list(detail.certificates) == [interim, final]
+    assert [(odd.recorded, odd.served) for odd in detail.anomalies] == [("retiring", "paid")]
+    assert detail.document["projects"] == [{"status": "retired"}]
+    assert "email_free" not in detail.document
+
+
+# The state of things.
+
+
+async def test_the_state_of_an_empty_ledger_is_empty(kept: Kept) -> None:
+    state = await summarise(kept.database, NOW)
+    assert (state.by_status, state.by_certificate, state.anomalies) == ({}, {}, 0)
+    assert (list(state.set_aside), state.overdue, state.next_wake_at) == ([], 0, NOW)
+    assert [account.id for account in state.accounts] == ["acct", "client"]
+
+
+async def test_the_state_of_things_counts_what_there_is_and_what_is_due(kept: Kept) -> None:
+    await kept.see(order("o1", "paid"), order("o2", "complete"), order("o3", "complete"))
+    await kept.see(order("o1", "pooled"), account=CLIENT)
+    await kept.see(order("o1", "placed"), at=NOW + HOUR, set_aside=[SetAside("o9", "why", "{}")])
+    await kept.file(stored(key="acct/o3.pdf"), "o3")
+    for account in ("acct", "client"):
+        await kept.ledger.postpone_sweep(account, NOW + DAY)
+    state = await summarise(kept.database, NOW + HOUR / 2)
+    assert state.by_status == {"paid": 1, "complete": 2, "pooled": 1}
+    assert state.by_certificate == {"none": 2, "owed": 1, "stored": 1}
+    assert state.anomalies == 2
+    assert [odd.reference for odd in state.set_aside] == ["o9"]
+    assert state.overdue == 2  # the owed certificate, and the client's order
+    assert state.next_wake_at == NOW
+
+
+@pytest.mark.parametrize("reason", [None, "suspended"])
+async def test_the_state_of_things_tells_who_is_parked(kept: Kept, reason: str | None) -> None:
+    if reason is not None:
+        await kept.ledger.park_account("client", reason, NOW + DAY)
+    accounts = {account.id: account for account in (await summarise(kept.database, NOW)).accounts}
+    assert accounts["client"].parked_reason == reason
+    assert accounts["acct"].parked_reason is None

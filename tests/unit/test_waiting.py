@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from harvester.domain.lifecycle import STATUSES, TERMINAL
+from harvester.domain.waiting import waits_for
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("received", "Lune to process it"),
+        ("placed", "payment"),
+        ("paid", "fractions pool"),
+        ("retiring", "rest of its credits"),
+        ("pending", "a status that it documents"),
+    ],
+)
+@pytest.mark.parametrize("state", [None, "owed", "stored", "failed"])
+def test_an_open_order_waits_for_its_next_step_whatever_its_certificate(
+    status: str, words: str, state: str | None
+) -> None:
+    assert words in (waits_for(status, state, "a reason") or "")
+
+
+@pytest.mark.parametrize("state", ["owed", "failed"])
+def test_a_complete_order_waits_for_its_certificate_and_says_why(state: str) -> None:
+    assert waits_for("complete", state, "Lune answers 404") == "its certificate (Lune answers 404)"
+    assert waits_for("complete", state, None) == "its certificate (not asked for yet)"
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+@pytest.mark.parametrize("state", [None, "stored"])
+def test_an_order_that_ended_and_owes_nothing_waits_for_nothing(
+    status: str, state: str | None
+) -> None:
+    assert waits_for(status, state, None) is None
+
+
+def test_every_open_status_has_words_of_its_own() -> None:
+    open_statuses = [status for status in STATUSES if status not in TERMINAL]
+    assert len({waits_for(status, None, None) for status in open_statuses}) == len(open_statuses)
