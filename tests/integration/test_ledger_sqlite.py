@@ -86,7 +86,7 @@ async def test_every_table_is_strict(path: Path) -> None:
             "SELECT name, strict FROM pragma_table_list WHERE type = 'table'"
             " AND schema = 'main' AND name NOT IN ('sqlite_schema', 'alembic_version')"
         ).fetchall()
-    assert len(tables) == 7
+    assert len(tables) == 8
     assert {name for name, strict in tables if not strict} == set()
 
 
