@@ -130,17 +130,6 @@ async def open_ledger(settings: Settings, command: str) -> AsyncIterator[Databas
 
 
 @asynccontextmanager
-async def open_reader(settings: Settings) -> AsyncIterator[Database]:
-    """Open the ledger for reading only, beside a daemon or without one."""
-    migrate.require_current(settings.database.path)
-    database = Database(settings.database.path, readonly=True)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-@asynccontextmanager
 async def open_client(settings: Settings) -> AsyncIterator[LuneClient]:
     """Open the client alone, to ask Lune something without a ledger."""
     pacer = Pacer(settings.lune.rate_limit)
@@ -155,6 +144,7 @@ async def open_harvest(
     settings: Settings, stop: Stop, command: str, accounts: Sequence[str] = ()
 ) -> AsyncIterator[Harvest]:
     """Open everything for a harvest; ``accounts`` stand in for the configured ones."""
+    settings.api_key.read()  # a missing or unreadable key is found before anything is written
     async with (
         open_ledger(settings, command) as database,
         _wired(settings, database, stop, accounts) as harvest,
@@ -196,7 +186,6 @@ async def _wired(
     pacer = Pacer(settings.lune.rate_limit)
     layout = Layout(settings.storage.layout)
     key = settings.api_key
-    key.read()  # a missing or unreadable key is found before anything starts
     lune = LuneClient(
         settings.lune.base_url, key.read, pacer, user_agent=f"lune-harvester/{__version__}"
     )

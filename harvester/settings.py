@@ -26,6 +26,8 @@ from pydantic import (
     field_validator,
 )
 
+from harvester.archive.layout import Layout
+from harvester.domain.addresses import check_base_url
 from harvester.domain.errors import ConfigurationError
 from harvester.domain.orders import is_identifier
 from harvester.secret import Secret
@@ -78,6 +80,12 @@ class LuneSettings(_Section):
     accounts: Annotated[tuple[str, ...], BeforeValidator(_split)] = ("default",)
     rate_limit: float = Field(default=12, gt=0, le=100_000)
 
+    @field_validator("base_url")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        check_base_url(value)
+        return value
+
     @field_validator("accounts")
     @classmethod
     def _accounts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -124,6 +132,15 @@ class StorageSettings(_Section):
         parts = urlsplit(value)
         if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
             raise ValueError("should be file:///absolute/path/to/folder")
+        return value
+
+    @field_validator("layout")
+    @classmethod
+    def _layout(cls, value: str) -> str:
+        try:
+            Layout(value)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
         return value
 
     @property

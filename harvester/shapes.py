@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harvester.domain.records import KnownCertificate
 from harvester.domain.waiting import waits_for
-from harvester.harvest.drain import DrainReport
 from harvester.ledger.lock import Holder
 from harvester.ledger.queries import OrderDetail, OrderRow, Summary
+
+if TYPE_CHECKING:
+    from harvester.harvest.drain import DrainReport
 
 PathOf = Callable[[str], Path]
 """Turns an archive key into the path a person can open."""
@@ -97,7 +99,18 @@ def summary(state: Summary, holder: Holder | None) -> dict[str, Any]:
         "certificates": dict(state.by_certificate),
         "backlog": state.overdue,
         "next_wake_at": instant(state.next_wake_at),
-        "anomalies": state.anomalies,
+        "anomalies": [
+            {
+                "account_id": odd.account_id,
+                "id": odd.order_id,
+                "kind": odd.kind,
+                "recorded": odd.recorded,
+                "served": odd.served,
+                "last_at": instant(odd.last_at),
+                "count": odd.count,
+            }
+            for odd in state.anomalies
+        ],
         "set_aside": [
             {
                 "account_id": odd.account_id,
@@ -167,6 +180,7 @@ def drain_report(report: DrainReport, exit_code: int) -> dict[str, Any]:
         ],
         "accounts_parked": report.swept.parked,
         "accounts_failed": report.swept.failed,
+        "unreachable": report.unreachable,
         "storage": report.collected.storage,
         "open_by_status": report.open_by_status(),
         "open": [

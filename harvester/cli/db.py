@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from harvester.cli.context import Context, command
+from harvester.cli.context import Context, command, pass_config
 from harvester.cli.output import as_json, print_json
 
 
 @click.group("db")
-def db() -> None:
+@pass_config
+def db(_context: Context) -> None:
     """Upgrade, inspect and copy the ledger."""
 
 
@@ -52,6 +53,8 @@ def backup(context: Context, file: Path) -> None:
     from harvester.ledger import migrate
 
     migrate.require_current(context.settings.database.path)
+    if file.exists():
+        raise click.UsageError(f"{file} exists already; name a new file")
     migrate.backup(context.settings.database.path, file)
     click.echo(f"{file}: {file.stat().st_size} bytes")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -95,10 +96,10 @@ async def _demo(folder: Path) -> int:
                     f"certificates filed, {report.requests} requests. Now its clock runs."
                 )
                 sandbox.clock.run_at(_speed(sandbox))
-                await _follow(harvest, stop)
+                interrupted = await _follow(harvest, stop)
                 code = await _conclude(harvest, folder)
             logs.configure("error", "console")
-    return INTERRUPTED if stop.asked and code else code
+    return INTERRUPTED if interrupted else code
 
 
 def _configure(folder: Path, sandbox: Sandbox) -> Settings:
@@ -126,8 +127,8 @@ def _speed(sandbox: Sandbox) -> float:
     return max(max(ends) - sandbox.clock.now(), 1.0) / _FOLLOWED_SECONDS
 
 
-async def _follow(harvest: Harvest, stop: Stop) -> None:
-    """Run the daemon until every order has ended and every certificate is filed."""
+async def _follow(harvest: Harvest, stop: Stop) -> bool:
+    """Run the daemon until all is done; True when somebody interrupted it."""
     from harvester.app import now
     from harvester.ledger.queries import summarise
 
@@ -140,9 +141,11 @@ async def _follow(harvest: Harvest, stop: Stop) -> None:
             if _is_over(state):
                 break
             await asyncio.wait({daemon}, timeout=0.2)
-    if not stop.asked:
+    interrupted = stop.asked
+    if not interrupted:
         stop.request()
     await daemon
+    return interrupted
 
 
 def _is_over(state: Summary) -> bool:
@@ -224,5 +227,6 @@ async def _conclude(harvest: Harvest, folder: Path) -> int:
         f"({len(verified.discrepancies)} wrong), {harvest.requests()} requests."
     )
     click.echo(f"The certificates are in {harvest.settings.storage.path}")
-    click.echo(f"Look around: {sys.argv[0]} --config {folder / 'config.toml'} orders")
+    look = shlex.join([sys.argv[0], "--config", str(folder / "config.toml"), "orders"])
+    click.echo(f"Look around: {look}")
     return UNFINISHED if unfinished or verified.discrepancies else 0

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from harvester.cli.context import Context, command
-from harvester.cli.exits import CONFIGURATION, exit_code_of
+from harvester.cli.exits import CONFIGURATION, UNFINISHED, exit_code_of
 from harvester.cli.output import as_json, print_json, printable
 
 if TYPE_CHECKING:
+    from harvester.domain.orders import Account
+    from harvester.lune import LuneClient
     from harvester.settings import Settings
 
 Level = Literal["ok", "warning", "fail"]
@@ -105,35 +107,57 @@ def _secret_file(settings: Settings) -> Check:
 
 async def _lune(settings: Settings) -> AsyncIterator[Check]:
     from harvester.app import open_client
-    from harvester.domain.errors import HarvesterError
+    from harvester.domain.errors import HarvesterError, KeyRefused
 
     try:
         async with open_client(settings) as lune:
             own = await lune.fetch_own_account()
             yield Check("Lune", "ok", f"{settings.lune.base_url} accepts the {own.mode} key")
-            yield await _mode(settings, own.mode)
+            mode = own.mode
             if lune.clock_offset is not None:
                 yield _clock(lune.clock_offset)
             if "all" in settings.lune.accounts:
                 count = len(await lune.fetch_accounts())
                 yield Check("accounts", "ok", f"all: {count} reached by the key")
-                return
-            for wanted in settings.lune.accounts:
-                account = own if wanted == "default" else await lune.fetch_account(wanted)
-                yield Check("accounts", "ok", f"{wanted}: {account.name} ({account.id})")
+            else:
+                for wanted in settings.lune.accounts:
+                    yield await _account(lune, own, wanted)
+    except KeyRefused as error:
+        place = settings.api_key.file() or "the configuration or environment"
+        text = f"{error}; put a good key in place of the one from {place}"
+        yield Check("Lune", "fail", text, exit_code_of(error))
+        return
     except HarvesterError as error:
-        yield Check("Lune", "fail", str(error), exit_code_of(error))
+        text = f"{settings.lune.base_url}: {error}; is lune.base_url right, and the network up?"
+        yield Check("Lune", "fail", text, exit_code_of(error))
+        return
+    yield await _mode(settings, mode)
+
+
+async def _account(lune: LuneClient, own: Account, wanted: str) -> Check:
+    from harvester.domain.errors import AccountRefused
+
+    try:
+        account = own if wanted == "default" else await lune.fetch_account(wanted)
+    except AccountRefused as error:
+        text = f"{wanted}: {error}; mend it at Lune or take it out of lune.accounts"
+        return Check("accounts", "fail", text, exit_code_of(error))
+    return Check("accounts", "ok", f"{wanted}: {account.name} ({account.id})")
 
 
 async def _mode(settings: Settings, mode: str) -> Check:
-    from harvester.app import open_reader
+    from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
+    from harvester.ledger.engine import open_reader
     from harvester.ledger.sql import SqlLedger
 
-    if migrate.current(settings.database.path) != migrate.HEAD:
-        return Check("mode", "ok", f"{mode}; the ledger holds no orders yet")
-    async with open_reader(settings) as database:
-        seen = await SqlLedger(database).modes()
+    try:
+        if migrate.current(settings.database.path) != migrate.HEAD:
+            return Check("mode", "ok", f"{mode}; the ledger holds no orders yet")
+        async with open_reader(settings.database.path) as database:
+            seen = await SqlLedger(database).modes()
+    except HarvesterError:
+        return Check("mode", "warning", f"{mode}; the ledger, below, cannot be asked for its own")
     if seen and mode not in seen:
         text = f"the key is a {mode} key, but the ledger holds {'/'.join(sorted(seen))} orders"
         return Check("mode", "fail", f"{text}; use the other key or another ledger", CONFIGURATION)
@@ -167,10 +191,9 @@ def _ledger(settings: Settings) -> Check:
 
 
 def _future_ledger(path: Path) -> Check:
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    if not os.access(folder, os.W_OK | os.X_OK):
-        text = f"{path}: cannot be made, {folder} is not writable by this user"
-        return Check("ledger", "fail", text, CONFIGURATION)
+    problem = _cannot_be_made(path)
+    if problem is not None:
+        return Check("ledger", "fail", problem, CONFIGURATION)
     return Check("ledger", "ok", f"{path}: none yet; `harvester run` makes it")
 
 
@@ -183,21 +206,42 @@ def _sqlite() -> Check:
     return Check("SQLite", "ok", version)
 
 
+async def _future_archive(settings: Settings) -> Check:
+    from harvester.ledger import migrate
+    from harvester.ledger.engine import open_reader
+    from harvester.ledger.sql import SqlLedger
+
+    path = settings.storage.path
+    filed = False
+    if migrate.current(settings.database.path) == migrate.HEAD:
+        async with open_reader(settings.database.path) as database:
+            filed = await SqlLedger(database).has_certificates()
+    if filed:
+        text = f"{path}: gone, and certificates were filed there; mount its disk or restore it"
+        return Check("archive", "fail", text, UNFINISHED)
+    problem = _cannot_be_made(path)
+    if problem is not None:
+        return Check("archive", "fail", problem, CONFIGURATION)
+    return Check("archive", "ok", f"{path}: none yet; `harvester run` makes it")
+
+
+def _cannot_be_made(path: Path) -> str | None:
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        return f"{path}: cannot be made, {above} is not a folder"
+    if not os.access(above, os.W_OK | os.X_OK):
+        return f"{path}: cannot be made, {above} is not writable by this user"
+    return None
+
+
 async def _archive(settings: Settings) -> AsyncIterator[Check]:
     from harvester.archive.directory import DirectoryArchive
-    from harvester.archive.layout import Layout
     from harvester.domain.errors import HarvesterError
 
-    try:
-        Layout(settings.storage.layout)
-        yield Check("layout", "ok", settings.storage.layout)
-    except HarvesterError as error:
-        yield Check("layout", "fail", str(error), exit_code_of(error))
     archive = DirectoryArchive(settings.storage.path)
     try:
         if not settings.storage.path.exists():
-            text = f"{settings.storage.path}: none yet; `harvester run` makes it"
-            yield Check("archive", "ok", text)
+            yield await _future_archive(settings)
             return
         await archive.prepare(create=False)
         await archive.probe()

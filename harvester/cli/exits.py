@@ -50,8 +50,8 @@ def explain(error: BaseException) -> None:
 
     if isinstance(error, errors.ConfigurationError):
         for problem in error.problems:
-            print(f"harvester: {problem}", file=sys.stderr)  # noqa: T201 - the place for it
+            print(f"Error: {problem}", file=sys.stderr)  # noqa: T201 - the place for it
     elif isinstance(error, errors.HarvesterError):
-        print(f"harvester: {error}", file=sys.stderr)  # noqa: T201 - the place for it
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - the place for it
     else:
         traceback.print_exception(error)  # without locals: one may be the key

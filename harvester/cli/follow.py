@@ -98,7 +98,7 @@ def retry(
         print_table(["due now", "account"], [(order_id, account) for account, order_id in due])
     nothing = set(order_ids) - {order_id for _, order_id in due}
     for order_id in sorted(nothing):
-        notice(f"{order_id!a}: no certificate of this order is missing")
+        notice(f"{order_id!a}: no certificate of such an order is missing")
     if nothing:
         sys.exit(UNFINISHED)
 

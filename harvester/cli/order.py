@@ -31,12 +31,14 @@ _ARGUMENTS_MAY_BE_NEGATIVE = {"ignore_unknown_options": True}
 
 
 @click.group("quote")
-def quote() -> None:
+@pass_config
+def quote(_context: Context) -> None:
     """Ask Lune for a price; nothing is bought."""
 
 
 @click.group("order")
-def order() -> None:
+@pass_config
+def order(_context: Context) -> None:
     """Place an order and follow it to its certificate.
 
     The quote is shown and a question asked; --yes answers it. An idempotency key buys at most
@@ -267,11 +269,11 @@ async def _work(harvest: Harvest, settings: Settings, order_id: str, deadline: f
 
 async def _certificate(settings: Settings, order_id: str) -> tuple[str | None, bool]:
     """Return the state of an order's certificate, and whether waiting for it is over."""
-    from harvester.app import open_reader
     from harvester.domain.lifecycle import COMPLETE, is_open
+    from harvester.ledger.engine import open_reader
     from harvester.ledger.queries import find_orders
 
-    async with open_reader(settings) as database:
+    async with open_reader(settings.database.path) as database:
         (detail, *_) = await find_orders(database, order_id)
     row = detail.order
     ended_without = not is_open(row.status) and row.status != COMPLETE

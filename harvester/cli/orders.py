@@ -18,7 +18,15 @@ import click
 
 from harvester.cli.context import Context, command
 from harvester.cli.exits import UNFINISHED
-from harvester.cli.output import as_json, notice, order_filters, print_json, print_table, short
+from harvester.cli.output import (
+    as_json,
+    notice,
+    order_filters,
+    print_fields,
+    print_json,
+    print_table,
+    short,
+)
 
 if TYPE_CHECKING:
     from harvester.ledger.queries import OrderDetail, OrderRow
@@ -52,8 +60,8 @@ async def _stream(
     until: datetime | None,
     limit: int | None,
 ) -> AsyncGenerator[OrderRow, None]:
-    from harvester.app import open_reader
     from harvester.domain.records import OrderFilter
+    from harvester.ledger.engine import open_reader
     from harvester.ledger.queries import stream_orders
 
     scope = OrderFilter(
@@ -63,7 +71,7 @@ async def _stream(
         since=since,
         until=until,
     )
-    async with open_reader(context.settings) as database:
+    async with open_reader(context.settings.database.path) as database:
         async for row in stream_orders(database, scope, limit):
             yield row
 
@@ -128,18 +136,17 @@ def show(context: Context, reference: str, account: str | None, json_output: boo
 
 
 async def _find(context: Context, reference: str, account: str | None) -> list[OrderDetail]:
-    from harvester.app import open_reader
+    from harvester.ledger.engine import open_reader
     from harvester.ledger.queries import find_orders
 
-    async with open_reader(context.settings) as database:
+    async with open_reader(context.settings.database.path) as database:
         return await find_orders(database, reference, account)
 
 
 def _print_order(detail: OrderDetail, shape: dict[str, Any]) -> None:
     row, document = detail.order, detail.document
     cost = document.get("total_cost")
-    print_table(
-        ["", ""],
+    print_fields(
         [
             ("order", row.id),
             ("account", f"{row.account_id} ({row.mode})"),
@@ -171,8 +178,8 @@ def _print_order(detail: OrderDetail, shape: dict[str, Any]) -> None:
         "certificates",
         ["version", "kind", "bytes", "sha256", "stored", "path"],
         [
-            (c["version"], c["kind"], c["size"], c["sha256"], c["stored_at"], c["path"])
-            for c in shape["certificates"]
+            (c.version, c.kind, c.file.size, c.file.sha256, short(c.stored_at), one["path"])
+            for c, one in zip(detail.certificates, shape["certificates"], strict=True)
         ],
     )
     _section(
@@ -227,7 +234,9 @@ def export(context: Context, form: str, output: Path | None, **filters: Any) -> 
 
 async def _export(context: Context, form: str, stream: IO[str], filters: dict[str, Any]) -> None:
     from harvester import shapes
+    from harvester.ledger import migrate
 
+    migrate.require_current(context.settings.database.path)  # before a header is written
     writer = csv.writer(stream, lineterminator="\n")
     if form == "csv":
         writer.writerow(_COLUMNS)
@@ -248,6 +257,6 @@ def _flat(shape: dict[str, Any]) -> list[object]:
 
 
 def _harmless(value: object) -> object:
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r", "\n"}:
         return "'" + value
     return value

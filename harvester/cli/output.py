@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+_AS_WIDE_AS_NEEDED = 10_000
+
 as_json = click.option("--json", "json_output", is_flag=True, help="Print JSON, nothing else.")
 
 
@@ -30,16 +32,30 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
-        table.add_column(header, overflow="fold")
+        table.add_column(header, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    # As wide as it needs: the terminal wraps a line, and an id or path stays whole to copy.
+    if table.row_count:
+        Console(width=_AS_WIDE_AS_NEEDED).print(table, soft_wrap=True)
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, a line each; tab-separated for a pipe."""
+    for name, value in fields:
+        gap = f"{name:16}" if sys.stdout.isatty() else f"{name}\t"
+        click.echo(f"{gap}{printable(value)}")
 
 
 def printable(value: object) -> str:
     """Return a value as text on one line; served text may hold anything."""
     text = "-" if value is None else str(value)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun, in the plural where it belongs."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def short(at: datetime | None) -> str:

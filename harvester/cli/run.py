@@ -17,7 +17,7 @@ import click
 
 from harvester.cli.context import Context, command
 from harvester.cli.exits import DONE, INTERRUPTED, UNFINISHED
-from harvester.cli.output import Duration, Instant, as_json, notice, print_json, printable
+from harvester.cli.output import Duration, Instant, as_json, counted, notice, print_json, printable
 
 if TYPE_CHECKING:
     from harvester.domain.records import OrderFilter
@@ -66,6 +66,8 @@ def run(context: Context, drain: bool, **options: object) -> None:
         context.configure_logs()
         asyncio.run(_daemon(context))
         return
+    if chosen.report is not None and not os.access(chosen.report.absolute().parent, os.W_OK):
+        raise click.UsageError(f"--report: no file can be written in {chosen.report.parent}")
     # On a terminal the progress line takes the place of a line per order.
     quiet = sys.stderr.isatty() and context.settings.log.level == "info"
     context.configure_logs("warning" if quiet else None)
@@ -136,6 +138,7 @@ async def _patience(stop: Stop) -> None:
     from harvester.harvest.daemon import GRACE
 
     await stop.wait()
+    notice("stopping when what is in flight has ended; interrupt again to abandon it")
     try:
         async with asyncio.timeout(GRACE):
             await stop.wait_urged()
@@ -172,19 +175,21 @@ def _summary(report: DrainReport, *, dry_run: bool) -> list[str]:
 
     seconds = ((report.finished_at or report.started_at) - report.started_at).total_seconds()
     swept, collected = report.swept, report.collected
-    news = f"{swept.new} new, {swept.changed} changed"
-    lines = [f"{swept.seen} orders seen in {report.accounts} accounts: {news}"]
+    seen = f"{counted(swept.seen, 'order')} seen in {counted(report.accounts, 'account')}"
+    lines = [f"{seen}: {swept.new} new, {swept.changed} changed"]
     if dry_run:
-        lines.append(f"{report.to_file} certificates would be asked for; nothing was written")
+        lines.append(
+            f"{counted(report.to_file, 'certificate')} would be asked for; nothing was written"
+        )
     else:
         lines.append(
-            f"{collected.filed} certificates filed ({collected.bytes} bytes), "
+            f"{counted(collected.filed, 'certificate')} filed ({collected.bytes} bytes), "
             f"{collected.adopted} adopted, {len(report.missing)} missing"
         )
-    lines.append(f"{report.requests} requests in {seconds:.1f} s")
+    lines.append(f"{counted(report.requests, 'request')} in {seconds:.1f} s")
     for status, count in sorted(report.open_by_status().items()):
         lines.append(
-            f"{count} open orders are {printable(status)}, waiting for "
+            f"{counted(count, 'open order')} {printable(status)}, waiting for "
             f"{waits_for(status, None, None)}"
         )
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -31,11 +32,11 @@ def status(context: Context, json_output: bool) -> None:
 
 
 async def _summarise(context: Context) -> Summary:
-    from harvester.app import now, open_reader
+    from harvester.ledger.engine import open_reader
     from harvester.ledger.queries import summarise
 
-    async with open_reader(context.settings) as database:
-        return await summarise(database, now())
+    async with open_reader(context.settings.database.path) as database:
+        return await summarise(database, datetime.now(UTC))
 
 
 def _print(state: Summary, holder: Holder | None) -> None:
@@ -43,8 +44,6 @@ def _print(state: Summary, holder: Holder | None) -> None:
     click.echo(f"orders: {_counts(state.by_status)}")
     click.echo(f"certificates: {_counts(state.by_certificate)}")
     click.echo(f"due now: {state.overdue}; next wake-up: {short(state.next_wake_at)}")
-    if state.anomalies:
-        click.echo(f"anomalies: {state.anomalies} (see `harvester show ID`)")
     print_table(
         ["account", "name", "mode", "last good sweep", "next sweep", "parked"],
         [
@@ -52,6 +51,13 @@ def _print(state: Summary, holder: Holder | None) -> None:
             for a in state.accounts
         ],
     )
+    for odd in state.anomalies:
+        served = f"Lune served {printable(odd.served)}" if odd.served else "Lune knew it not"
+        click.echo(
+            f"odd: order {odd.order_id} of account {odd.account_id}, recorded "
+            f"{printable(odd.recorded or 'nothing')}: {served} "
+            f"({odd.count} times, last {short(odd.last_at)})"
+        )
     for odd in state.set_aside:
         click.echo(
             f"set aside: {printable(odd.reference)} of account {odd.account_id}: "

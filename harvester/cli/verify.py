@@ -62,14 +62,14 @@ def verify(context: Context, repair: bool, json_output: bool) -> None:
 
 
 async def _verify(context: Context) -> VerifyReport:
-    from harvester.app import open_reader
     from harvester.archive.directory import DirectoryArchive
     from harvester.harvest.verify import Verifier
+    from harvester.ledger.engine import open_reader
     from harvester.ledger.sql import SqlLedger
 
     archive = DirectoryArchive(context.settings.storage.path)
     try:
-        async with open_reader(context.settings) as database:
+        async with open_reader(context.settings.database.path) as database:
             return await Verifier(SqlLedger(database), archive).run()
     finally:
         await archive.close()

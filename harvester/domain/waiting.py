@@ -6,9 +6,9 @@ from harvester.domain.lifecycle import PAID, PLACED, RECEIVED, RETIRING, is_open
 
 _NEXT = {
     RECEIVED: "Lune to process it",
-    PLACED: "its payment",
+    PLACED: "payment",
     PAID: "credits to be allocated (fractions pool until they make a tonne)",
-    RETIRING: "the rest of its credits to be retired",
+    RETIRING: "the rest of the credits to be retired",
 }
 
 

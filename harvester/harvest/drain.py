@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from harvester.domain.errors import KeyRefused, LuneError
+from harvester.domain.orders import Account
 from harvester.domain.ports import Ledger
 from harvester.domain.records import EVERYTHING, MissingCertificate, OpenOrder, OrderFilter
 from harvester.harvest.accounts import AccountBook
@@ -40,11 +42,13 @@ class DrainReport:
     open: Sequence[OpenOrder] = ()
     interrupted: bool = False
     collecting: bool = False
+    unreachable: str | None = None
 
     @property
     def unfinished(self) -> list[str]:
         """Say line by line what could not be had; empty when all was."""
-        lines = [f"account {key}: refused: {why}" for key, why in self.swept.parked.items()]
+        lines = [] if self.unreachable is None else [f"Lune: {self.unreachable}"]
+        lines += [f"account {key}: refused: {why}" for key, why in self.swept.parked.items()]
         lines += [f"account {key}: not swept: {why}" for key, why in self.swept.failed.items()]
         lines += [
             f"account {account}: order {reference} set aside: {why}"
@@ -100,10 +104,8 @@ class Drain:
         """
         report = DrainReport(started_at=self._clock())
         deadline = time.monotonic() + (wait.total_seconds() if wait is not None else 0)
-        followed = await self._book.accounts()
+        followed = await self._reachable(report)
         report.accounts = len(followed)
-        if self._placer is not None:
-            await self._placer.settle_open()
 
         def swept(so_far: SweepReport) -> None:
             report.swept = so_far
@@ -125,6 +127,19 @@ class Drain:
         report.interrupted = self._stop.asked
         self._tell(report)
         return report
+
+    async def _reachable(self, report: DrainReport) -> list[Account]:
+        """Return the accounts to drain; none, and why, when Lune cannot be asked for them."""
+        try:
+            followed = await self._book.accounts()
+            if self._placer is not None:
+                await self._placer.settle_open()
+        except KeyRefused:
+            raise
+        except LuneError as error:
+            report.unreachable = str(error)
+            return []
+        return followed
 
     async def _collect(
         self, report: DrainReport, scope: OrderFilter, untried_since: datetime | None

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
+from harvester.ledger.migrate import require_current
 
 T = TypeVar("T")
 
@@ -133,6 +134,20 @@ def _translated() -> Iterator[None]:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise translate(error) from error
+
+
+@asynccontextmanager
+async def open_reader(path: Path) -> AsyncIterator[Database]:
+    """Open a ledger for reading only, beside a daemon or without one.
+
+    ``ConfigurationError`` when there is none, or one of another release.
+    """
+    require_current(path)
+    database = Database(path, readonly=True)
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 def translate(error: Exception) -> HarvesterError:

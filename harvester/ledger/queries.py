@@ -26,6 +26,7 @@ from harvester.ledger.tables import (
 )
 
 _CHUNK = 500
+_MOST_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,12 @@ class OrderDetail:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The state of things: counts by status and by certificate, accounts, what is due."""
+    """The state of things; of what is odd, the newest hundred."""
 
     by_status: Mapping[str, int]
     by_certificate: Mapping[str, int]
     accounts: Sequence[Any]
-    anomalies: int
+    anomalies: Sequence[Any]
     set_aside: Sequence[Any]
     overdue: int
     next_wake_at: datetime | None
@@ -190,9 +191,15 @@ async def summarise(database: Database, now: datetime) -> Summary:
             by_status=_counted(by_status),
             by_certificate=_counted(by_certificate),
             accounts=known,
-            anomalies=await connection.scalar(select(func.count()).select_from(anomalies)) or 0,
+            anomalies=(
+                await connection.execute(
+                    select(anomalies).order_by(anomalies.c.last_at.desc()).limit(_MOST_SHOWN)
+                )
+            ).all(),
             set_aside=(
-                await connection.execute(select(set_aside).order_by(set_aside.c.last_at.desc()))
+                await connection.execute(
+                    select(set_aside).order_by(set_aside.c.last_at.desc()).limit(_MOST_SHOWN)
+                )
             ).all(),
             overdue=await connection.scalar(
                 select(func.count()).where(orders.c.next_check_at <= now)

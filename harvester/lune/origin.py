@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -10,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 from yarl import URL
 
+from harvester.domain.addresses import check_base_url
 from harvester.domain.errors import ConfigurationError
 
 _KEY: Final = re.compile(r"[!-~]+")
@@ -78,20 +78,8 @@ class Origin:
 
 def _parse_base(base_url: str) -> URL:
     try:
+        check_base_url(base_url)
         url = URL(base_url)
-        host, scheme = url.host, url.scheme
-        plain = url.user is None and url.password is None and not url.query_string
-    except ValueError:
-        raise ConfigurationError("base_url: not a URL") from None
-    if not host or not plain or url.fragment:
-        raise ConfigurationError("base_url: not scheme, host, port and path only")
-    if scheme != "https" and not (scheme == "http" and _is_loopback(host)):
-        raise ConfigurationError("base_url: not https, nor http on a loopback host")
+    except ValueError as error:
+        raise ConfigurationError(f"base_url: {error}") from None
     return URL(f"{url.origin()}{url.raw_path.rstrip('/')}", encoded=True)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -254,6 +254,6 @@ async def test_every_version_of_every_order_is_told(kept: Kept) -> None:
     await kept.file(first)
     await kept.file(second)
     assert [one async for one in kept.ledger.stored_certificates()] == [
-        FiledCertificate("acct", "o1", first),
-        FiledCertificate("acct", "o1", second),
+        FiledCertificate("acct", "o1", first, is_replaced=False),
+        FiledCertificate("acct", "o1", second, is_replaced=False),
     ]

@@ -138,9 +138,7 @@ async def test_each_retry_is_logged_with_its_reason() -> None:
     attempts = Attempts(fail(ServerFault))
     with capture_logs() as logs:
         await attempts.run()
-    assert [(line["event"], line["error"]) for line in logs] == [
-        ("asked again", "ServerFault")
-    ]
+    assert [(line["event"], line["error"]) for line in logs] == [("asked again", "ServerFault")]
 
 
 @pytest.mark.parametrize(
