@@ -67,7 +67,7 @@ def run(context: Context, drain: bool, **options: object) -> None:
         asyncio.run(_daemon(context))
         return
     if chosen.report is not None and not os.access(chosen.report.absolute().parent, os.W_OK):
-        raise click.UsageError(f"--report: no file can be written in {chosen.report.parent}")
+        raise click.UsageError(f"--report {chosen.report}: no file can be written there")
     # On a terminal the progress line takes the place of a line per order.
     quiet = sys.stderr.isatty() and context.settings.log.level == "info"
     context.configure_logs("warning" if quiet else None)

@@ -14,7 +14,7 @@ import pytest
 from harvester.sandbox import Sandbox, SandboxOptions
 from tests.acceptance.harness import Home, Ran
 
-SUBJECTS = {"configuration", "key", "Lune", "mode", "accounts", "ledger", "layout", "archive"}
+SUBJECTS = {"configuration", "key", "Lune", "mode", "accounts", "ledger", "archive"}
 
 
 @pytest.fixture

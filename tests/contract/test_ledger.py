@@ -222,7 +222,7 @@ async def test_an_order_lune_does_not_find_keeps_its_status(kept: Kept) -> None:
 
 async def test_an_order_nobody_knows_cannot_go_missing(kept: Kept) -> None:
     await kept.ledger.record_missing("acct", "never", NOW, NOW)
-    assert (await summarise(kept.database, NOW)).anomalies == 0
+    assert (await summarise(kept.database, NOW)).anomalies == []
 
 
 # What could not be read.

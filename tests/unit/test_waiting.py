@@ -12,7 +12,7 @@ from harvester.domain.waiting import waits_for
         ("received", "Lune to process it"),
         ("placed", "payment"),
         ("paid", "fractions pool"),
-        ("retiring", "rest of its credits"),
+        ("retiring", "rest of the credits"),
         ("pending", "a status that it documents"),
     ],
 )
