@@ -64,10 +64,13 @@ def pass_config(function: F) -> F:
     return cast("F", with_context)  # click hands the context in, so the signature differs
 
 
-def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command that takes the shared context first."""
+def command(name: str, short_help: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command that takes the shared context first.
+
+    ``short_help`` is its line in the list of commands, which has room for some 50 characters.
+    """
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        return click.command(name)(pass_config(function))
+        return click.command(name, short_help=short_help)(pass_config(function))
 
     return decorate

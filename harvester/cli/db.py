@@ -11,13 +11,13 @@ from harvester.cli.context import Context, command, pass_config
 from harvester.cli.output import as_json, print_json
 
 
-@click.group("db")
+@click.group("db", short_help="Upgrade, inspect and copy the ledger.")
 @pass_config
 def db(_context: Context) -> None:
     """Upgrade, inspect and copy the ledger."""
 
 
-@command("upgrade")
+@command("upgrade", "Make the ledger, or upgrade its schema.")
 def upgrade(context: Context) -> None:
     """Make the ledger, or bring it to this release's schema; a backup is made first."""
     from harvester.app import open_ledger
@@ -32,7 +32,7 @@ def upgrade(context: Context) -> None:
     asyncio.run(work())
 
 
-@command("current")
+@command("current", "Tell the schema of the ledger.")
 @as_json
 def current(context: Context, json_output: bool) -> None:
     """Tell the ledger's schema and the one this release works with."""
@@ -46,7 +46,7 @@ def current(context: Context, json_output: bool) -> None:
         click.echo(f"{path}: {revision or 'no ledger yet'} (this release: {migrate.HEAD})")
 
 
-@command("backup")
+@command("backup", "Copy the ledger safely to FILE.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def backup(context: Context, file: Path) -> None:
     """Copy the ledger to FILE, whole and durable, also while a daemon writes it."""

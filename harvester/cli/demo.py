@@ -48,7 +48,7 @@ longest_interval = "2s"
 """
 
 
-@click.command("demo")
+@click.command("demo", short_help="A whole harvest against the built-in sandbox.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),

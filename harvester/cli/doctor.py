@@ -38,7 +38,7 @@ class Check:
     exit_code: int = 0
 
 
-@command("doctor")
+@command("doctor", "Check the set-up, line by line.")
 @as_json
 def doctor(context: Context, json_output: bool) -> None:
     """Check the set-up: configuration, key, accounts, ledger, archive, clock, webhook.

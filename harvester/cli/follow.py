@@ -14,7 +14,7 @@ from harvester.cli.handover import hand_over
 from harvester.cli.output import as_json, notice, print_json, print_table
 
 
-@command("track")
+@command("track", "Follow these orders, by id or key.")
 @click.argument("references", metavar="ID...", nargs=-1, required=True)
 @click.option("--key", "by_key", is_flag=True, help="The arguments are idempotency keys.")
 @click.option("--account", metavar="ID", help="The account they belong to; else each is asked.")
@@ -79,7 +79,7 @@ async def _track(
         ]
 
 
-@command("retry")
+@command("retry", "Make missing certificates due now.")
 @click.argument("order_ids", metavar="ID...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every certificate that is missing.")
 @as_json

@@ -30,13 +30,13 @@ _LOOK_EVERY = 1.0
 _ARGUMENTS_MAY_BE_NEGATIVE = {"ignore_unknown_options": True}
 
 
-@click.group("quote")
+@click.group("quote", short_help="Ask for a price; buy nothing.")
 @pass_config
 def quote(_context: Context) -> None:
     """Ask Lune for a price; nothing is bought."""
 
 
-@click.group("order")
+@click.group("order", short_help="Buy, and follow what was bought.")
 @pass_config
 def order(_context: Context) -> None:
     """Place an order and follow it to its certificate.

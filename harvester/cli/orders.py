@@ -80,7 +80,7 @@ def _archive_path(context: Context, key: str) -> Path:
     return context.settings.storage.path / key
 
 
-@command("orders")
+@command("orders", "List orders, newest first.")
 @order_filters
 @as_json
 def orders(context: Context, json_output: bool, **filters: Any) -> None:
@@ -113,7 +113,7 @@ def orders(context: Context, json_output: bool, **filters: Any) -> None:
     asyncio.run(work())
 
 
-@command("show")
+@command("show", "One order: its chain, certificates, what it waits for.")
 @click.argument("reference", metavar="ID")
 @click.option("--account", metavar="ID", help="Whose, when several accounts have one.")
 @as_json
@@ -198,7 +198,7 @@ def _section(title: str, headers: list[str], rows: list[tuple[object, ...]]) -> 
         print_table(headers, rows)
 
 
-@command("export")
+@command("export", "Write orders as CSV or JSON Lines.")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv")
 @click.option(
     "-o",

@@ -42,7 +42,7 @@ class _DrainOptions:
         return [name for name in self.__dataclass_fields__ if getattr(self, name)]
 
 
-@command("run")
+@command("run", "The daemon; with --drain, once over.")
 @click.option("--drain", is_flag=True, help="One shot: record and file all there is now, exit.")
 @click.option("--since", type=Instant(), help="Drain orders created at or after this date.")
 @click.option("--until", type=Instant(end=True), help="Drain orders up to and with this date.")

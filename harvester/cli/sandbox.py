@@ -37,7 +37,9 @@ def _loopback(_: click.Context, __: click.Parameter, host: str) -> str:
     raise click.BadParameter("the sandbox listens on loopback only, e.g. 127.0.0.1")
 
 
-@click.command("sandbox", cls=_ListingFaults)
+@click.command(
+    "sandbox", short_help="A local Lune with a fast clock and faults.", cls=_ListingFaults
+)
 @click.option("--host", default="127.0.0.1", show_default=True, callback=_loopback)
 @click.option("--port", type=click.IntRange(0, 65535), default=8085, show_default=True)
 @click.option(

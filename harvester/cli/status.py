@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harvester.ledger.queries import Summary
 
 
-@command("status")
+@command("status", "Counts, sweeps, what is due and who runs.")
 @as_json
 def status(context: Context, json_output: bool) -> None:
     """Count orders and certificates, tell each account's last good sweep and what runs."""

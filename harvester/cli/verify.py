@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harvester.harvest.verify import Discrepancy, VerifyReport
 
 
-@command("verify")
+@command("verify", "Hash every certificate against the ledger.")
 @click.option("--repair", is_flag=True, help="Fetch missing and changed certificates again.")
 @as_json
 def verify(context: Context, repair: bool, json_output: bool) -> None:

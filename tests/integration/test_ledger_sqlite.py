@@ -105,8 +105,7 @@ async def test_every_table_is_strict(path: Path) -> None:
         "INSERT INTO transitions VALUES ('acct', 'never', 1, NULL, 'paid', 0, 'sweep')",
         "UPDATE certificates SET kind = 'draft'",
         "UPDATE certificates SET version = 0",
-        "INSERT INTO certificates VALUES ('acct', 'o2', 1, 'final', 'acct/o1.pdf', '', 1, 1, '', "
-        "NULL)",
+        "INSERT INTO certificates VALUES ('acct','o2', 1, 'final', 'acct/o1.pdf', '', 1, 1, '', 9)",
         "DELETE FROM orders",
         "DELETE FROM accounts",
     ],
