@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import structlog
+
 from harvester.domain.errors import KeyRefused, LuneError
 from harvester.domain.orders import Account
 from harvester.domain.ports import Ledger
@@ -18,6 +20,8 @@ from harvester.harvest.place import Placer
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
+
+log = structlog.get_logger()
 
 _SHORTEST_PAUSE = 0.5
 """Seconds between rounds when something overdue cannot be had, such as a parked account's."""
@@ -126,6 +130,18 @@ class Drain:
         report.finished_at = self._clock()
         report.interrupted = self._stop.asked
         self._tell(report)
+        log.info(
+            "drain",
+            accounts=report.accounts,
+            orders=report.swept.seen,
+            new=report.swept.new,
+            changed=report.swept.changed,
+            filed=report.collected.filed + report.collected.adopted,
+            failed=len(report.unfinished),
+            open=len(report.open),
+            requests=report.requests,
+            seconds=round((report.finished_at - report.started_at).total_seconds(), 3),
+        )
         return report
 
     async def _reachable(self, report: DrainReport) -> list[Account]:
