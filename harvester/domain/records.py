@@ -12,7 +12,10 @@ from harvester.domain.purchases import Purchase
 
 @dataclass(frozen=True, slots=True)
 class KnownOrder:
-    """What the harvest has to know of an order in the ledger to go on with it."""
+    """What the harvest has to know of an order in the ledger to go on with it.
+
+    ``version`` is the newest recorded version of its certificate, 0 when there is none.
+    """
 
     account_id: str
     id: str
@@ -20,6 +23,7 @@ class KnownOrder:
     created_at: datetime
     owed_since: datetime | None
     attempts: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

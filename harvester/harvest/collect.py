@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 
 import structlog
@@ -122,12 +122,11 @@ class Collector:
     async def _collect(self, order: KnownOrder, account: Account, report: CollectReport) -> None:
         """Get one certificate as far as it goes now; every outcome is recorded."""
         try:
-            versions = await self._ledger.certificates(order.account_id, order.id)
-            if await self._adopt(order, versions):
+            if await self._adopt(order):
                 report.adopted += 1
                 return
             body = await self._fetch(order, account)
-            await self._file(order, versions, body)
+            await self._file(order, body)
         except NotFound as error:
             report.not_yet += 1
             await self._not_yet(order, error)
@@ -169,13 +168,13 @@ class Collector:
             raise CertificateRejected(f"served as {body.content_type[:80]!a}, not as a PDF")
         await asyncio.to_thread(self._check, body.data)
 
-    async def _adopt(self, order: KnownOrder, versions: Sequence[KnownCertificate]) -> bool:
+    async def _adopt(self, order: KnownOrder) -> bool:
         """Record whole files that lie under this order's next names without a row.
 
         A crash between a file and its row leaves one, and so does a ledger that was lost.
         """
         adopted = False
-        for version in range(_next(versions), _MOST_VERSIONS):
+        for version in range(order.version + 1, _MOST_VERSIONS):
             key = self._key(order, version)
             data = await self._archive.read(key)
             if data is None:
@@ -191,14 +190,15 @@ class Collector:
             adopted = True
         return adopted
 
-    async def _file(
-        self, order: KnownOrder, versions: Sequence[KnownCertificate], body: CertificateBody
-    ) -> None:
+    async def _file(self, order: KnownOrder, body: CertificateBody) -> None:
         """Store bytes under the version they are, or as the next one; then record it."""
         sha256 = hashlib.sha256(body.data).hexdigest()
-        known = [(one.version, one.file.key) for one in versions if one.file.sha256 == sha256]
-        fresh = ((n, self._key(order, n)) for n in range(_next(versions), _MOST_VERSIONS))
-        for version, key in itertools.chain(known, fresh):
+        versions = (
+            await self._ledger.certificates(order.account_id, order.id) if order.version else []
+        )
+        same = [(one.version, one.file.key) for one in versions if one.file.sha256 == sha256]
+        fresh = ((n, self._key(order, n)) for n in range(order.version + 1, _MOST_VERSIONS))
+        for version, key in itertools.chain(same, fresh):
             file = await self._archive.put(key, body.data)
             if file is not None:
                 await self._record(order, version, file, body.cf_ray, "certificate filed")
@@ -277,7 +277,3 @@ def _is_final(order: KnownOrder) -> bool:
 
 def _kind(order: KnownOrder) -> CertificateKind:
     return CertificateKind.FINAL if _is_final(order) else CertificateKind.INTERIM
-
-
-def _next(versions: Sequence[KnownCertificate]) -> int:
-    return versions[-1].version + 1 if versions else 1

@@ -6,7 +6,19 @@ from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, literal, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    ScalarSelect,
+    and_,
+    case,
+    exists,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -54,7 +66,7 @@ class CertificateRecords:
         if untried_since is not None:
             due = or_(due, orders.c.tried_at.is_(None), orders.c.tried_at < untried_since)
         query = (
-            select(orders)
+            select(orders, newest_version().label("version"))
             .join(accounts, accounts.c.id == orders.c.account_id)
             .where(
                 orders.c.certificate_state.in_(MISSING),
@@ -267,6 +279,20 @@ def _known(row: Any) -> KnownOrder:
         created_at=row.created_at,
         owed_since=row.owed_since,
         attempts=row.attempts,
+        version=row.version or 0,
+    )
+
+
+def newest_version() -> ScalarSelect[Any]:
+    """Return the newest version of the certificate of an order, as a part of a query."""
+    return (
+        select(func.max(certificates.c.version))
+        .where(
+            certificates.c.account_id == orders.c.account_id,
+            certificates.c.order_id == orders.c.id,
+        )
+        .correlate(orders)
+        .scalar_subquery()
     )
 
 

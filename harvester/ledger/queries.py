@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Select, and_, func, or_, select
 
 from harvester.domain.records import EVERYTHING, KnownCertificate, OrderFilter
-from harvester.ledger.certificates import known_certificate
+from harvester.ledger.certificates import known_certificate, newest_version
 from harvester.ledger.engine import Database
 from harvester.ledger.filters import conditions
 from harvester.ledger.tables import (
@@ -77,19 +77,10 @@ class Summary:
 
 
 def _with_newest_certificate(scope: OrderFilter) -> Select[Any]:
-    newest = (
-        select(func.max(certificates.c.version))
-        .where(
-            certificates.c.account_id == orders.c.account_id,
-            certificates.c.order_id == orders.c.id,
-        )
-        .correlate(orders)
-        .scalar_subquery()
-    )
     this = and_(
         certificates.c.account_id == orders.c.account_id,
         certificates.c.order_id == orders.c.id,
-        certificates.c.version == newest,
+        certificates.c.version == newest_version(),
     )
     file = [column for column in certificates.c if column.name not in orders.c]
     return select(orders, *file).outerjoin(certificates, this).where(*conditions(scope))

@@ -42,7 +42,7 @@ async def test_a_certificate_is_owed_and_due_once_an_order_is_complete(
         await kept.see(order(status=before), at=NOW - HOUR)
         assert await kept.due_ids(FAR) == []
     await kept.see(order(status="complete"))
-    assert await kept.due() == [KnownOrder("acct", "o1", "complete", NOW - DAY, NOW, 0)]
+    assert await kept.due() == [KnownOrder("acct", "o1", "complete", NOW - DAY, NOW, 0, 0)]
 
 
 @pytest.mark.parametrize("status", ["received", "placed", "paid", "cancelled", "failed", "pooled"])
