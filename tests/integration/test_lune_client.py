@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from structlog.testing import capture_logs
 from harvester.domain import errors
 from harvester.domain.orders import Account
 from harvester.lune import Caps, LuneClient, Pacer
+from tests.integration.served_api import FastTime, Served, lune_error, served_api
 
 KEY = "canary/KEY+0123456789=="
 CREATED = "2023-01-04T15:00:27.349Z"
@@ -35,56 +35,11 @@ def page(rows: list[Any], cursor: str | None = None) -> dict[str, Any]:
     return {"data": rows, "has_more": cursor is not None, "next_cursor": cursor}
 
 
-def lune_error(status: int, code: str, message: str = "no") -> web.Response:
-    error = {"error_code": code, "message": message}
-    return web.json_response({"error": error, "errors": [error]}, status=status)
-
-
-class FastTime:
-    """A clock that jumps over every sleep."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        await asyncio.sleep(0)
-
-
-@dataclass
-class Served:
-    """A loopback API: what it answers by path, and what it was asked."""
-
-    base_url: str = ""
-    replies: dict[str, Callable[[web.BaseRequest], Any]] = field(default_factory=dict)
-    requests: list[web.BaseRequest] = field(default_factory=list)
-
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.requests.append(request)
-        path = request.raw_path.partition("?")[0].removeprefix("/v1")
-        reply = self.replies[path](request) if path in self.replies else web.Response(status=404)
-        if asyncio.iscoroutine(reply):
-            reply = await reply
-        return reply if isinstance(reply, web.StreamResponse) else web.json_response(reply)
-
-    @property
-    def paths(self) -> list[str]:
-        return [request.raw_path for request in self.requests]
-
-
 @pytest.fixture
 async def api() -> AsyncIterator[Served]:
-    served = Served()
-    served.replies["/accounts/me"] = lambda _: account("own")
-    runner = web.ServerRunner(web.Server(served.handle))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    served.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/"
-    yield served
-    await runner.cleanup()
+    async with served_api(account("own")) as served:
+        served.base_url += "/"
+        yield served
 
 
 @pytest.fixture
