@@ -194,14 +194,7 @@ class LuneClient:
         """Return the order with this idempotency key; ``NotFound`` when there is none."""
         path = f"/orders/by-idempotency-key/{segment(idempotency_key)}"
         call = self._call(path, account_id=_header(account))
-
-        def read(answer: Answer) -> Order:
-            order = read_order(answer.body)
-            if order.idempotency_key != idempotency_key:
-                raise PayloadError("another order than the one asked for")
-            return order
-
-        return await self._channel.fetch(call, read)
+        return await self._channel.fetch(call, _reading_order_of(idempotency_key))
 
     async def fetch_certificate(self, account: Account, order_id: str) -> CertificateBody:
         """Return the order's certificate, unchecked; ``NotFound`` when there is none yet."""
@@ -242,7 +235,7 @@ class LuneClient:
         """
         body = {**purchase.request, "idempotency_key": check_key(idempotency_key)}
         call = self._post(f"/orders/by-{purchase.kind}", account, body, repeatable=False)
-        return await self._channel.fetch(call, lambda answer: read_order(answer.body))
+        return await self._channel.fetch(call, _reading_order_of(idempotency_key))
 
     async def _fetch_own_id(self) -> str | None:
         """Return the default account's id; None when that account is refused."""
@@ -291,6 +284,16 @@ class LuneClient:
             body=json.dumps(body, ensure_ascii=False).encode(),
             repeatable=repeatable,
         )
+
+
+def _reading_order_of(idempotency_key: str) -> Callable[[Answer], Order]:
+    def read(answer: Answer) -> Order:
+        order = read_order(answer.body)
+        if order.idempotency_key != idempotency_key:
+            raise PayloadError("another order than the one asked for")
+        return order
+
+    return read
 
 
 def _read_own(answer: Answer) -> Account:
