@@ -16,6 +16,7 @@ import structlog
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import (
     EdgeBlocked,
+    KeyRefused,
     KeyTaken,
     LuneError,
     NotFound,
@@ -28,6 +29,7 @@ from harvester.domain.errors import (
 from harvester.domain.orders import Account, Order, OrderPage, Source
 from harvester.domain.ports import Ledger, Lune
 from harvester.domain.purchases import Purchase
+from harvester.domain.records import Intention
 from harvester.harvest.sweep import tell
 
 log = structlog.get_logger()
@@ -81,6 +83,9 @@ class Placer:
         if before is not None:
             if before.purchase.request != purchase.request:
                 raise KeyTaken(f"the key {key!a} was used for another purchase; nothing was sent")
+            if before.order_id is not None:
+                order = await self._lune.fetch_order(account, before.order_id)
+                return await self._ours(account, key, order, existed=True)
             found = await self._find(account, key)
             if found is not None:
                 return await self._ours(account, key, found, existed=True)
@@ -100,23 +105,40 @@ class Placer:
         return await self._ours(account, key, order, existed=False)
 
     async def settle_open(self) -> int:
-        """Ask after every intention left open; return how many are settled now."""
+        """Ask after every intention left open; return how many are settled now.
+
+        One that cannot be asked about now stays open and keeps nothing else. ``KeyRefused`` ends
+        it.
+        """
         settled = 0
         for open_one in await self._ledger.unsettled_intentions():
-            (account,) = await self._ledger.accounts([open_one.account_id])
-            key = open_one.idempotency_key
-            found = await self._find(account, key)
-            if found is not None:
-                await self._ours(account, key, found, existed=True)
-            elif self._clock() - open_one.intended_at > _GIVE_UP:
-                await self._ledger.settle_intention(
-                    account.id, key, self._clock(), refusal="Lune never knew of it"
+            try:
+                settled += await self._settle_one(open_one)
+            except KeyRefused:
+                raise
+            except LuneError as error:
+                log.warning(
+                    "order in doubt",
+                    account=open_one.account_id,
+                    reason=str(error),
+                    cf_ray=error.cf_ray,
                 )
-                log.warning("order was never placed", account=account.id)
-            else:
-                continue
-            settled += 1
         return settled
+
+    async def _settle_one(self, open_one: Intention) -> bool:
+        (account,) = await self._ledger.accounts([open_one.account_id])
+        key = open_one.idempotency_key
+        found = await self._find(account, key)
+        if found is not None:
+            await self._ours(account, key, found, existed=True)
+            return True
+        if self._clock() - open_one.intended_at <= _GIVE_UP:
+            return False
+        await self._ledger.settle_intention(
+            account.id, key, self._clock(), refusal="Lune never knew of it"
+        )
+        log.warning("order was never placed", account=account.id)
+        return True
 
     async def _settle(self, account: Account, key: str, doubt: LuneError) -> Placed:
         log.warning("order in doubt", account=account.id, reason=str(doubt), cf_ray=doubt.cf_ray)
