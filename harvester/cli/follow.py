@@ -11,13 +11,18 @@ import click
 from harvester.cli.context import Context, command
 from harvester.cli.exits import UNFINISHED
 from harvester.cli.handover import hand_over
-from harvester.cli.output import as_json, notice, print_json, print_table
+from harvester.cli.output import AccountId, as_json, notice, print_json, print_table
 
 
 @command("track", "Follow these orders, by id or key.")
 @click.argument("references", metavar="ID...", nargs=-1, required=True)
 @click.option("--key", "by_key", is_flag=True, help="The arguments are idempotency keys.")
-@click.option("--account", metavar="ID", help="The account they belong to; else each is asked.")
+@click.option(
+    "--account",
+    type=AccountId(),
+    metavar="ID",
+    help="The account they belong to; else each is asked.",
+)
 @as_json
 def track(
     context: Context,

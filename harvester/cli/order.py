@@ -16,7 +16,15 @@ import click
 from harvester.cli.context import Context, pass_config
 from harvester.cli.exits import UNFINISHED
 from harvester.cli.handover import hand_over
-from harvester.cli.output import Duration, as_json, notice, print_json, print_table
+from harvester.cli.output import (
+    AccountId,
+    Duration,
+    as_json,
+    notice,
+    print_json,
+    print_table,
+    printable,
+)
 
 if TYPE_CHECKING:
     from harvester.app import Harvest
@@ -47,7 +55,9 @@ def order(_context: Context) -> None:
 
 
 _shared_options = (
-    click.option("--account", metavar="ID", help="Whose; else the key's own account."),
+    click.option(
+        "--account", type=AccountId(), metavar="ID", help="Whose; else the key's own account."
+    ),
     click.option(
         "--bundle",
         "bundles",
@@ -212,11 +222,12 @@ def _buy(context: Context, purchase: Purchase, options: dict[str, Any]) -> None:
 def _ask(account: Account, found: Quote | None) -> None:
     total = "a sum Lune tells when it is placed"
     if found is not None:
-        total = f"{found.total_cost} {found.currency}"
-    click.confirm(f"Buy for {total}, account {account.name} ({account.id})?", abort=True, err=True)
+        total = f"{found.total_cost} {printable(found.currency)}"
+    who = f"{printable(account.name)} ({account.id})"
+    click.confirm(f"Buy for {total}, account {who}?", abort=True, err=True)
     if account.mode == "live":
         click.confirm(
-            f"This is a live key: {account.name} ({account.id}) really pays {total}. Sure?",
+            f"This is a live key: {who} really pays {total}. Sure?",
             abort=True,
             err=True,
         )
@@ -227,6 +238,7 @@ async def _place(
 ) -> dict[str, Any]:
     """Place it, by the daemon when one runs; return what was placed and its certificate's state."""
     from harvester.app import open_harvest
+    from harvester.domain.errors import LedgerUnavailable, OutcomeUnknown
     from harvester.harvest.stopping import Stop
 
     body = {
@@ -236,7 +248,13 @@ async def _place(
         "request": purchase.request,
     }
     deadline = time.monotonic() + (wait.total_seconds() if wait is not None else 0)
-    handed, answer = await hand_over(settings.database.path, "place", body)
+    try:
+        handed, answer = await hand_over(settings.database.path, "place", body)
+    except LedgerUnavailable as error:
+        raise OutcomeUnknown(
+            f"nobody knows yet whether Lune took the order: {error}. Run the same command with "
+            f"--idempotency-key {key}: that finds it or places it, and never buys twice"
+        ) from error
     if handed:
         placed: dict[str, Any] = answer
         return placed | {"certificate": await _watch(settings, placed["order_id"], deadline)}

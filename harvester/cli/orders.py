@@ -19,6 +19,7 @@ import click
 from harvester.cli.context import Context, command
 from harvester.cli.exits import UNFINISHED
 from harvester.cli.output import (
+    AccountId,
     as_json,
     notice,
     order_filters,
@@ -115,7 +116,9 @@ def orders(context: Context, json_output: bool, **filters: Any) -> None:
 
 @command("show", "One order: its chain, certificates, what it waits for.")
 @click.argument("reference", metavar="ID")
-@click.option("--account", metavar="ID", help="Whose, when several accounts have one.")
+@click.option(
+    "--account", type=AccountId(), metavar="ID", help="Whose, when several accounts have one."
+)
 @as_json
 def show(context: Context, reference: str, account: str | None, json_output: bool) -> None:
     """Show one order, by id or idempotency key: its chain, certificates, what it waits for."""

@@ -68,6 +68,20 @@ def notice(text: str) -> None:
     click.echo(text, err=True)
 
 
+class AccountId(click.ParamType[str]):
+    """An account's id."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what no account can have as its id, before anything is asked with it."""
+        from harvester.domain.orders import is_identifier
+
+        if not is_identifier(value):
+            self.fail(f"{value!a} is no account id: letters, digits, - and _ only", param, ctx)
+        return str(value)
+
+
 class Instant(click.ParamType[datetime]):
     """A date or a date and time; a time without zone is UTC.
 
@@ -116,7 +130,9 @@ def order_filters(function: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.option("--status", metavar="S", help="Only orders in this status."),
-            click.option("--account", metavar="A", help="Only orders of this account."),
+            click.option(
+                "--account", type=AccountId(), metavar="A", help="Only orders of this account."
+            ),
             click.option(
                 "--certificate",
                 type=click.Choice(["none", "owed", "stored", "failed"]),

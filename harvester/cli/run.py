@@ -17,7 +17,16 @@ import click
 
 from harvester.cli.context import Context, command
 from harvester.cli.exits import DONE, INTERRUPTED, UNFINISHED
-from harvester.cli.output import Duration, Instant, as_json, counted, notice, print_json, printable
+from harvester.cli.output import (
+    AccountId,
+    Duration,
+    Instant,
+    as_json,
+    counted,
+    notice,
+    print_json,
+    printable,
+)
 
 if TYPE_CHECKING:
     from harvester.domain.records import OrderFilter
@@ -46,7 +55,14 @@ class _DrainOptions:
 @click.option("--drain", is_flag=True, help="One shot: record and file all there is now, exit.")
 @click.option("--since", type=Instant(), help="Drain orders created at or after this date.")
 @click.option("--until", type=Instant(end=True), help="Drain orders up to and with this date.")
-@click.option("--account", "accounts", metavar="ID", multiple=True, help="Drain this account.")
+@click.option(
+    "--account",
+    "accounts",
+    type=AccountId(),
+    metavar="ID",
+    multiple=True,
+    help="Drain this account.",
+)
 @click.option("--dry-run", is_flag=True, help="Ask Lune, write nothing, tell what would be done.")
 @click.option("--wait", type=Duration(), help="Go on this long for what falls due meanwhile.")
 @click.option(

@@ -20,7 +20,8 @@ LONGEST_KEY: Final = 100
 """Characters of an idempotency key (Lune's schema)."""
 
 _AMOUNT: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
-_LONGEST_AMOUNT: Final = 32
+_LONGEST_AMOUNT: Final = 20
+"""Characters; with a unit's six decimals the product stays within Decimal's 28 digits."""
 _GRAM: Final = Decimal("0.000001")
 _CENT: Final = Decimal("0.01")
 
@@ -148,8 +149,15 @@ def _shared(bundles: Iterable[BundleShare], metadata: Mapping[str, str] | None) 
         _check_shares(shares)
         shared["bundle_selection"] = [_selection(share) for share in shares]
     if metadata:
+        if any(_is_broken(text) for pair in metadata.items() for text in pair):
+            raise ValueError("metadata should be text in UTF-8")
         shared["metadata"] = dict(metadata)
     return shared
+
+
+def _is_broken(text: str) -> bool:
+    # A byte of the command line that is no UTF-8 arrives as half a surrogate pair.
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check_shares(shares: list[BundleShare]) -> None:
@@ -158,6 +166,8 @@ def _check_shares(shares: list[BundleShare]) -> None:
     percentages = [share.percentage for share in shares if share.percentage is not None]
     if percentages and len(percentages) < len(shares):
         raise ValueError("either all bundles have a percentage or none has")
+    if any(percentage % _CENT for percentage in percentages):
+        raise ValueError("a percentage has at most two decimals")
     if percentages and sum(percentages) != 100:
         raise ValueError(f"the percentages should sum to 100, not {sum(percentages)}")
 
@@ -166,8 +176,8 @@ def _selection(share: BundleShare) -> dict[str, Any]:
     if share.percentage is None:
         return {"bundle_id": share.bundle_id}
     whole = share.percentage == share.percentage.to_integral_value()
-    # The schema wants a JSON number here, and only here.
+    # The schema wants a whole percentage as a number and any other as a string.
     return {
         "bundle_id": share.bundle_id,
-        "percentage": int(share.percentage) if whole else float(share.percentage),
+        "percentage": int(share.percentage) if whole else str(share.percentage),
     }
