@@ -71,7 +71,11 @@ _order_options = (
     click.option("--idempotency-key", metavar="KEY", help="Made and shown when not given."),
     click.option("--metadata", metavar="K=V", multiple=True, help="Kept with the order."),
     click.option("--yes", is_flag=True, help="Do not ask."),
-    click.option("--wait", type=Duration(), help="Stay until the certificate is filed."),
+    click.option(
+        "--wait",
+        type=Duration(),
+        help="Stay until the certificate is filed; looks every harvest.sweep_interval.",
+    ),
 )
 
 
@@ -149,6 +153,8 @@ def _checked(make: Callable[..., Purchase], *parts: Any) -> Purchase:
         if any(not name or not separator for name, separator, _ in pairs):
             raise ValueError("metadata should be written NAME=VALUE")  # noqa: TRY301 - one door
         metadata = {name: value for name, _, value in pairs}
+        if len(metadata) < len(pairs):
+            raise ValueError("a metadata name should be given once")  # noqa: TRY301 - one door
         return make(*arguments, shares, metadata)
     except ValueError as error:
         raise click.UsageError(str(error)) from None

@@ -179,5 +179,5 @@ def _selection(share: BundleShare) -> dict[str, Any]:
     # The schema wants a whole percentage as a number and any other as a string.
     return {
         "bundle_id": share.bundle_id,
-        "percentage": int(share.percentage) if whole else str(share.percentage),
+        "percentage": int(share.percentage) if whole else str(share.percentage.quantize(_CENT)),
     }

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from harvester.domain import errors
 from harvester.domain.errors import HarvesterError, LuneError
 from harvester.domain.ports import Archive, Ledger
 from harvester.domain.purchases import Purchase
@@ -113,8 +114,10 @@ async def _faults_as_answers(request: web.Request, handler: Any) -> web.StreamRe
 
 
 def _fault(error: HarvesterError) -> dict[str, Any]:
+    # The nearest class of the tree: a narrower one is known to its own module only.
+    name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
     if not isinstance(error, LuneError):
-        return {"error": type(error).__name__, "message": str(error)}
+        return {"error": name, "message": str(error)}
     request = {
         "method": error.method,
         "path": error.path,
@@ -122,7 +125,7 @@ def _fault(error: HarvesterError) -> dict[str, Any]:
         "code": error.code,
         "cf_ray": error.cf_ray,
     }
-    return {"error": type(error).__name__, "message": error.message, "request": request}
+    return {"error": name, "message": error.message, "request": request}
 
 
 @asynccontextmanager

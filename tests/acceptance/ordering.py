@@ -1,4 +1,4 @@
-"""What the tests of ``order`` share: a home at the desk, the ledger's own words, a person's answers."""
+"""What the tests of ``order`` share: a home at the desk, the ledger's words, a person's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``order``: refused with nothing left behind, cut off anywhere and bought once, by a daemon too."""
+"""``order``: refused with nothing left behind, cut off anywhere and bought once."""
 
 from __future__ import annotations
 

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from harvester.app import now
 from harvester.domain import errors
-from harvester.domain.cadence import Cadence
 from harvester.domain.errors import KeyTaken, OutcomeUnknown
-from harvester.domain.orders import Account
-from harvester.domain.purchases import Purchase, by_estimate, by_mass, by_value
-from harvester.harvest.place import Placed, Placer
+from harvester.domain.purchases import by_mass, by_value
+from harvester.harvest.place import Placed
 from harvester.ledger import migrate
 from harvester.ledger.engine import Database
-from harvester.ledger.queries import OrderDetail, find_orders
 from harvester.ledger.sql import SqlLedger
 from harvester.lune import Deadlines, LuneClient, Pacer
-from harvester.sandbox import Sandbox
-from tests.integration.conftest import OpenHarvest
+from tests.integration.buyer import MASS, Buyer
 from tests.integration.order_desk import CLIENT, KEY, MESSAGE, OWN, OrderDesk, Turn, refusing
 from tests.integration.raw_server import Naps
 
-CADENCE = Cadence(timedelta(minutes=15), timedelta(hours=6))
-MASS = by_mass("259.11", "kg", metadata={"customer": "Zoë"})
 LOST = [
     Turn(silence="hang"),
     Turn(silence="drop"),
@@ -41,47 +31,6 @@ LOST = [
     Turn(body='{"id": "Order1"}'),
     Turn(body="not JSON"),
 ]
-
-
-@dataclass(slots=True)
-class Buyer:
-    """A placer with everything it works on; ``at`` is its clock."""
-
-    desk: OrderDesk
-    lune: LuneClient
-    ledger: SqlLedger
-    database: Database
-    path: Path
-    naps: Naps
-    at: datetime = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-    @property
-    def placer(self) -> Placer:
-        """A new one each time, as after a restart: nothing may depend on what it remembers."""
-        return Placer(self.lune, self.ledger, CADENCE, lambda: self.at, self.naps)
-
-    async def buy(self, purchase: Purchase = MASS, key: str = "K", account: str = OWN) -> Placed:
-        return await self.placer.place(await self.account(account), purchase, key)
-
-    async def account(self, account_id: str = OWN) -> Account:
-        (found,) = await self.ledger.accounts([account_id])
-        return found
-
-    async def rows(self, key: str = "K") -> list[OrderDetail]:
-        return await find_orders(self.database, key)
-
-    async def open_keys(self) -> list[str]:
-        return [one.idempotency_key for one in await self.ledger.unsettled_intentions()]
-
-    def written(self) -> list[tuple[str, str | None, str | None]]:
-        """Return key, order and refusal of every intention, as another process would see them."""
-        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
-            rows = "SELECT idempotency_key, order_id, refusal FROM intentions ORDER BY intended_at"
-            return connection.execute(rows).fetchall()
-
-    async def intend(self, key: str = "K", account: str = OWN) -> None:
-        """Leave behind what a process does that is killed after writing its intention."""
-        await self.ledger.record_intention(account, key, MASS, self.at)
 
 
 @pytest.fixture(scope="module")
@@ -418,63 +367,3 @@ async def _quietly(settling: Awaitable[int]) -> None:
         await settling
     except errors.LuneError:
         return
-
-
-async def test_a_suspended_account_with_an_open_order_does_not_stop_the_draining_of_others(
-    sandbox: Sandbox, opened: OpenHarvest
-) -> None:
-    own, client = sandbox.accounts
-    order = sandbox.create_order("complete", hold=True, account_id=own.id)
-    async with opened() as harvest:
-        await harvest.book.accounts()
-        await harvest.ledger.record_intention(client.id, "K", MASS, now())
-        sandbox.faults.add(f"suspended-account={client.id}")
-        report = await harvest.drain().run()
-        assert report.unreachable is None
-        (found,) = await find_orders(harvest.database, order.id)
-        assert found.order.certificate_state == "stored"
-        assert list(report.swept.parked) == [client.id]
-
-
-async def test_a_suspended_account_with_an_open_order_does_not_stop_the_daemons_sweeps(
-    sandbox: Sandbox, opened: OpenHarvest
-) -> None:
-    own, client = sandbox.accounts
-    order = sandbox.create_order("placed", hold=True, account_id=own.id)
-    async with opened(sweep_interval="200ms", longest_interval="1s") as harvest:
-        await harvest.book.accounts()
-        await harvest.ledger.record_intention(client.id, "K", MASS, now())
-        sandbox.faults.add(f"suspended-account={client.id}")
-        daemon = asyncio.create_task(harvest.run_daemon())
-        try:
-            async with asyncio.timeout(10):
-                while not await find_orders(harvest.database, order.id):  # noqa: ASYNC110 - no bell
-                    await asyncio.sleep(0.05)
-        finally:
-            harvest.stop.request()
-            await asyncio.wait_for(daemon, 10)
-
-
-@pytest.mark.parametrize(
-    "purchase",
-    [
-        by_mass("259.11", "kg"),
-        by_value("0.54"),
-        by_value("100"),
-        by_estimate("90ng23MKvLqbkpMwMw7yMBD4wJQrV6O6"),
-    ],
-    ids=lambda purchase: str(dict(purchase.request)),
-)
-async def test_the_samples_of_lunes_guides_are_taken_by_the_sandbox_and_followed(
-    sandbox: Sandbox, opened: OpenHarvest, purchase: Purchase
-) -> None:
-    async with opened() as harvest:
-        placed = await harvest.placer.place(await harvest.book.account(None), purchase, "INV-1")
-        (order,) = sandbox.orders()
-        assert (placed.order_id, order.idempotency_key) == (order.id, "INV-1")
-        sandbox.move_order(order.id, "complete")
-        report = await harvest.drain().run()
-        assert report.unfinished == []
-        (found,) = await find_orders(harvest.database, "INV-1")
-        assert found.order.certificate_state == "stored"
-        assert found.transitions[0].source == "track"

@@ -161,11 +161,16 @@ def test_whole_percentages_are_sent_as_whole_numbers() -> None:
 
 def test_a_fractional_percentage_is_sent_as_the_decimal_text_that_the_schema_wants() -> None:
     """Lune's schema: an integer, or a string of at most two decimals; never a fraction."""
-    sent = selected(f"{ASIA}=33.33", f"{OCEAN}=66.670")
+    sent = selected(f"{ASIA}=33.33", f"{OCEAN}=66.67")
     assert sent == [
         {"bundle_id": ASIA, "percentage": "33.33"},
         {"bundle_id": OCEAN, "percentage": "66.67"},
     ]
+
+
+def test_a_percentage_loses_the_zeros_that_the_schema_has_no_room_for() -> None:
+    sent = selected(f"{ASIA}=33.330", f"{OCEAN}=66.670")
+    assert [one["percentage"] for one in sent] == ["33.33", "66.67"]
 
 
 def test_a_percentage_finer_than_two_decimals_is_refused() -> None:

@@ -1,0 +1,64 @@
+"""A placer on real parts, with a clock of its own and a sleep that takes no time."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from harvester.domain.cadence import Cadence
+from harvester.domain.orders import Account
+from harvester.domain.purchases import Purchase, by_mass
+from harvester.harvest.place import Placed, Placer
+from harvester.ledger.engine import Database
+from harvester.ledger.queries import OrderDetail, find_orders
+from harvester.ledger.sql import SqlLedger
+from harvester.lune import LuneClient
+from tests.integration.order_desk import OWN, OrderDesk
+from tests.integration.raw_server import Naps
+
+CADENCE = Cadence(timedelta(minutes=15), timedelta(hours=6))
+MASS = by_mass("259.11", "kg", metadata={"customer": "Zoë"})
+
+
+@dataclass(slots=True)
+class Buyer:
+    """A placer with everything it works on; ``at`` is its clock."""
+
+    desk: OrderDesk
+    lune: LuneClient
+    ledger: SqlLedger
+    database: Database
+    path: Path
+    naps: Naps
+    at: datetime = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    @property
+    def placer(self) -> Placer:
+        """A new one each time, as after a restart: nothing may depend on what it remembers."""
+        return Placer(self.lune, self.ledger, CADENCE, lambda: self.at, self.naps)
+
+    async def buy(self, purchase: Purchase = MASS, key: str = "K", account: str = OWN) -> Placed:
+        return await self.placer.place(await self.account(account), purchase, key)
+
+    async def account(self, account_id: str = OWN) -> Account:
+        (found,) = await self.ledger.accounts([account_id])
+        return found
+
+    async def rows(self, key: str = "K") -> list[OrderDetail]:
+        return await find_orders(self.database, key)
+
+    async def open_keys(self) -> list[str]:
+        return [one.idempotency_key for one in await self.ledger.unsettled_intentions()]
+
+    def written(self) -> list[tuple[str, str | None, str | None]]:
+        """Return key, order and refusal of every intention, as another process would see them."""
+        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
+            rows = "SELECT idempotency_key, order_id, refusal FROM intentions ORDER BY intended_at"
+            return connection.execute(rows).fetchall()
+
+    async def intend(self, key: str = "K", account: str = OWN) -> None:
+        """Leave behind what a process does that is killed after writing its intention."""
+        await self.ledger.record_intention(account, key, MASS, self.at)

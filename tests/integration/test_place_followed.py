@@ -1,0 +1,75 @@
+"""Orders that were placed, in a whole harvest: settled and followed beside everything else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from harvester.app import now
+from harvester.domain.purchases import Purchase, by_estimate, by_mass, by_value
+from harvester.ledger.queries import find_orders
+from harvester.sandbox import Sandbox
+from tests.integration.conftest import OpenHarvest
+
+MASS = by_mass("259.11", "kg")
+
+
+async def test_a_suspended_account_with_an_open_order_does_not_stop_the_draining_of_others(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    own, client = sandbox.accounts
+    order = sandbox.create_order("complete", hold=True, account_id=own.id)
+    async with opened() as harvest:
+        await harvest.book.accounts()
+        await harvest.ledger.record_intention(client.id, "K", MASS, now())
+        sandbox.faults.add(f"suspended-account={client.id}")
+        report = await harvest.drain().run()
+        assert report.unreachable is None
+        (found,) = await find_orders(harvest.database, order.id)
+        assert found.order.certificate_state == "stored"
+        assert list(report.swept.parked) == [client.id]
+
+
+async def test_a_suspended_account_with_an_open_order_does_not_stop_the_daemons_sweeps(
+    sandbox: Sandbox, opened: OpenHarvest
+) -> None:
+    own, client = sandbox.accounts
+    order = sandbox.create_order("placed", hold=True, account_id=own.id)
+    async with opened(sweep_interval="200ms", longest_interval="1s") as harvest:
+        await harvest.book.accounts()
+        await harvest.ledger.record_intention(client.id, "K", MASS, now())
+        sandbox.faults.add(f"suspended-account={client.id}")
+        daemon = asyncio.create_task(harvest.run_daemon())
+        try:
+            async with asyncio.timeout(10):
+                while not await find_orders(harvest.database, order.id):  # noqa: ASYNC110 - no bell
+                    await asyncio.sleep(0.05)
+        finally:
+            harvest.stop.request()
+            await asyncio.wait_for(daemon, 10)
+
+
+@pytest.mark.parametrize(
+    "purchase",
+    [
+        by_mass("259.11", "kg"),
+        by_value("0.54"),
+        by_value("100"),
+        by_estimate("90ng23MKvLqbkpMwMw7yMBD4wJQrV6O6"),
+    ],
+    ids=lambda purchase: str(dict(purchase.request)),
+)
+async def test_the_samples_of_lunes_guides_are_taken_by_the_sandbox_and_followed(
+    sandbox: Sandbox, opened: OpenHarvest, purchase: Purchase
+) -> None:
+    async with opened() as harvest:
+        placed = await harvest.placer.place(await harvest.book.account(None), purchase, "INV-1")
+        (order,) = sandbox.orders()
+        assert (placed.order_id, order.idempotency_key) == (order.id, "INV-1")
+        sandbox.move_order(order.id, "complete")
+        report = await harvest.drain().run()
+        assert report.unfinished == []
+        (found,) = await find_orders(harvest.database, "INV-1")
+        assert found.order.certificate_state == "stored"
+        assert found.transitions[0].source == "track"
