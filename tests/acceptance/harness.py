@@ -22,8 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
-
 from harvester.sandbox import Sandbox
 
 T = TypeVar("T")
@@ -260,12 +258,3 @@ def hurry(lune: Sandbox, seconds: float) -> None:
     """Run the sandbox's clock so that every order ends within some seconds."""
     ends = [order.life.starts[-1] for one in lune.accounts for order in lune.orders(one.id)]
     lune.clock.run_at(max(max(ends) - lune.clock.now(), 1.0) / seconds)
-
-
-def need(present: object, what: str) -> None:
-    """Skip the test when the machine lacks something, or fail when it may not."""
-    if present:
-        return
-    if os.environ.get("HARVESTER_REQUIRE_ALL"):
-        pytest.fail(f"needs {what}")
-    pytest.skip(f"needs {what}")

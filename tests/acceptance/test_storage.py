@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from harvester.sandbox import Sandbox, SandboxOptions
-from tests.acceptance.harness import Home, Running, need, until
+from tests.acceptance.harness import Home, Running, until
+from tests.needs import need
 
 
 @pytest.fixture

@@ -14,23 +14,16 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from harvester.archive.directory import DirectoryArchive
 from harvester.domain.errors import StorageUnavailable
+from tests.needs import cannot
 
 KEY = "acct/2026-01/ORDER.pdf"
 BODY = b"certificate" * 5_000
 ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def cannot(reason: str) -> NoReturn:
-    """Skip, or fail where the machine is meant to be able to run everything."""
-    if os.environ.get("HARVESTER_REQUIRE_ALL"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def child(*arguments: str | Path, under: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.app import Harvest, now
 from harvester.domain.errors import ConfigurationError, KeyRefused
@@ -358,12 +359,12 @@ async def test_a_key_of_the_other_mode_is_refused(sandbox: Sandbox, opened: Open
             await harvest.book.accounts()
 
 
-async def _turn_live(connection: object) -> None:
+async def _turn_live(connection: AsyncConnection) -> None:
     from sqlalchemy import update
 
     from harvester.ledger.tables import accounts
 
-    await connection.execute(update(accounts).values(mode="live"))  # type: ignore[attr-defined]
+    await connection.execute(update(accounts).values(mode="live"))
 
 
 async def test_a_drain_of_a_span_files_only_what_is_in_it(

@@ -16,7 +16,6 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from sqlalchemy import text
@@ -27,17 +26,11 @@ from harvester.domain.orders import Account
 from harvester.ledger import migrate
 from harvester.ledger.engine import Database
 from harvester.ledger.sql import SqlLedger
+from tests.needs import cannot
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ACCOUNT = Account("acct", "Acme", "live", "account", "EUR", "Acme Ltd", "org")
 KILLS = 4
-
-
-def cannot(reason: str) -> NoReturn:
-    """Skip, or fail where the machine is meant to be able to run everything."""
-    if os.environ.get("HARVESTER_REQUIRE_ALL"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @contextmanager

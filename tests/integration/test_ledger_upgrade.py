@@ -14,7 +14,7 @@ import sys
 import zipfile
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -26,6 +26,7 @@ from harvester.ledger import migrate
 from harvester.ledger.engine import Database
 from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, NOW, Kept, order
+from tests.needs import cannot
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -45,6 +46,7 @@ NEXT = """
 import os, signal
 from alembic import op
 import sqlalchemy as sa
+from tests.needs import cannot
 
 revision, down_revision = "next", {head!r}
 
@@ -52,13 +54,6 @@ def upgrade():
     op.add_column("orders", sa.Column("note", sa.Text))
     {then}
 """
-
-
-def cannot(reason: str) -> NoReturn:
-    """Skip, or fail where the machine is meant to be able to run everything."""
-    if os.environ.get("HARVESTER_REQUIRE_ALL"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture

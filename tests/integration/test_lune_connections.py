@@ -18,6 +18,7 @@ from harvester.domain import errors
 from harvester.domain.orders import Account
 from harvester.lune import Deadlines, LuneClient, Pacer
 from tests.integration.raw_server import Naps, raw_server, saying
+from tests.needs import cannot
 
 OWN = Account("own", "own", "live", "account", "GBP", None, "org", is_default=True)
 ORDER = b'{"id": "o1", "status": "placed", "created_at": "2023-01-04T15:00:27Z"}'
@@ -177,7 +178,7 @@ async def test_plain_http_where_tls_is_due_is_never_fallen_back_to() -> None:
 def self_signed(tmp_path: Path) -> ssl.SSLContext:
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("no openssl to make a certificate with")
+        cannot("no openssl to make a certificate with")
     files = [str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")]
     subprocess.run(
         [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1",
