@@ -46,7 +46,6 @@ NEXT = """
 import os, signal
 from alembic import op
 import sqlalchemy as sa
-from tests.needs import cannot
 
 revision, down_revision = "next", {head!r}
 
