@@ -89,7 +89,7 @@ class Harvest:
             collector=self.collector,
             placer=self.placer,
             cadence=self.cadence,
-            housekeeping=self._housekeeping,
+            housekeeping=self.database.checkpoint,
             requests=self.requests,
             stop=self.stop,
         )
@@ -100,15 +100,6 @@ class Harvest:
             log.info("started", version=__version__, ledger=str(self.settings.database.path))
             await daemon.run_forever()
         log.info("stopped")
-
-    async def _housekeeping(self) -> None:
-        await self.database.checkpoint()
-
-
-def cadence_of(settings: Settings) -> Cadence:
-    """Return the operator's bounds as the rules want them."""
-    harvest = settings.harvest
-    return Cadence(harvest.sweep_interval, harvest.longest_interval, harvest.interim)
 
 
 @asynccontextmanager
@@ -180,7 +171,8 @@ async def _opened(path: Path) -> AsyncIterator[Database]:
 async def _wired(
     settings: Settings, database: Database, stop: Stop, accounts: Sequence[str]
 ) -> AsyncIterator[Harvest]:
-    cadence = cadence_of(settings)
+    often = settings.harvest
+    cadence = Cadence(often.sweep_interval, often.longest_interval, often.interim)
     ledger = SqlLedger(database)
     archive = DirectoryArchive(settings.storage.path)
     pacer = Pacer(settings.lune.rate_limit)

@@ -133,8 +133,3 @@ class Intention:
     intended_at: datetime
     order_id: str | None
     refusal: str | None
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it is known what became of it."""
-        return self.order_id is not None or self.refusal is not None

@@ -32,7 +32,7 @@ async def test_a_new_intention_is_written_down_and_unsettled(kept: Kept) -> None
     assert await intend(kept) is None
     (one,) = await kept.ledger.unsettled_intentions()
     assert one == Intention("acct", "K", KILO, NOW, None, None)
-    assert not one.is_settled
+    assert (one.order_id, one.refusal) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ async def test_an_intention_that_became_an_order_is_settled_and_keeps_its_key(ke
     assert await unsettled(kept) == []
     again = await intend(kept, purchase=by_value("5"), at=NOW + DAY)
     assert (again.purchase, again.order_id, again.refusal) == (KILO, "o1", None)
-    assert again.is_settled
+    assert again.order_id is not None
 
 
 async def test_a_refused_intention_is_settled_and_its_key_is_free_again(kept: Kept) -> None:
