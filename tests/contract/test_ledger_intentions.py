@@ -32,7 +32,6 @@ async def test_a_new_intention_is_written_down_and_unsettled(kept: Kept) -> None
     assert await intend(kept) is None
     (one,) = await kept.ledger.unsettled_intentions()
     assert one == Intention("acct", "K", KILO, NOW, None, None)
-    assert (one.order_id, one.refusal) == (None, None)
 
 
 @pytest.mark.parametrize(
