@@ -30,7 +30,7 @@ from harvester.ledger import migrate
 from harvester.ledger.engine import Database
 from harvester.ledger.lock import LedgerLock
 from harvester.ledger.sql import SqlLedger
-from harvester.lune import LuneClient, Pacer
+from harvester.lune import Deadlines, LuneClient, Pacer
 from harvester.settings import Settings
 from harvester.web.control import control_app, serve_control
 
@@ -132,13 +132,18 @@ async def open_client(settings: Settings) -> AsyncIterator[LuneClient]:
 
 @asynccontextmanager
 async def open_harvest(
-    settings: Settings, stop: Stop, command: str, accounts: Sequence[str] = ()
+    settings: Settings,
+    stop: Stop,
+    command: str,
+    accounts: Sequence[str] = (),
+    *,
+    deadlines: Deadlines | None = None,
 ) -> AsyncIterator[Harvest]:
     """Open everything for a harvest; ``accounts`` stand in for the configured ones."""
     settings.api_key.read()  # a missing or unreadable key is found before anything is written
     async with (
         open_ledger(settings, command) as database,
-        _wired(settings, database, stop, accounts) as harvest,
+        _wired(settings, database, stop, accounts, deadlines) as harvest,
     ):
         await _prepare_archive(harvest)
         yield harvest
@@ -169,7 +174,11 @@ async def _opened(path: Path) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def _wired(
-    settings: Settings, database: Database, stop: Stop, accounts: Sequence[str]
+    settings: Settings,
+    database: Database,
+    stop: Stop,
+    accounts: Sequence[str],
+    deadlines: Deadlines | None = None,
 ) -> AsyncIterator[Harvest]:
     often = settings.harvest
     cadence = Cadence(often.sweep_interval, often.longest_interval, often.interim)
@@ -179,7 +188,11 @@ async def _wired(
     layout = Layout(settings.storage.layout)
     key = settings.api_key
     lune = LuneClient(
-        settings.lune.base_url, key.read, pacer, user_agent=f"lune-harvester/{__version__}"
+        settings.lune.base_url,
+        key.read,
+        pacer,
+        deadlines=deadlines,
+        user_agent=f"lune-harvester/{__version__}",
     )
     book = AccountBook(lune, ledger, accounts or settings.lune.accounts, cadence, now)
     try:

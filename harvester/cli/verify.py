@@ -1,4 +1,4 @@
-"""``verify``: hold the archive against the ledger."""
+"""``verify``: hold the ledger against its rules, and the archive against the ledger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harvester.cli.context import Context, command
-from harvester.cli.exits import UNFINISHED
+from harvester.cli.exits import FAULT, UNFINISHED
 from harvester.cli.handover import hand_over
 from harvester.cli.output import as_json, notice, print_json, print_table
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     from harvester.harvest.verify import Discrepancy, VerifyReport
 
 
-@command("verify", "Hash every certificate against the ledger.")
+@command("verify", "Check the ledger, and hash every certificate against it.")
 @click.option("--repair", is_flag=True, help="Fetch missing and changed certificates again.")
 @as_json
 def verify(context: Context, repair: bool, json_output: bool) -> None:
-    """Hash every stored certificate and report missing, changed and unknown files.
+    """Check the ledger, hash every stored certificate, report missing, changed and unknown files.
 
     A replaced one was lost, and Lune served other bytes since, which are stored as a later version.
 
-    Exits 3 when a file is missing or changed (with --repair: when it could not be had again).
+    Exits 3 when a file is missing or changed (with --repair: when it could not be had again), and 1
+    when the ledger is damaged or contradicts itself.
     """
     context.configure_logs("warning")
-    report = asyncio.run(_verify(context))
+    report, contradictions = asyncio.run(_verify(context))
     wrong = [one for one in report.discrepancies if one.finding in {"missing", "changed"}]
     if json_output:
         print_json(
@@ -37,6 +38,7 @@ def verify(context: Context, repair: bool, json_output: bool) -> None:
                 "checked": report.checked,
                 "bytes": report.bytes,
                 "discrepancies": [asdict(one) for one in report.discrepancies],
+                "ledger": contradictions,
             }
         )
     else:
@@ -45,6 +47,11 @@ def verify(context: Context, repair: bool, json_output: bool) -> None:
             ["finding", "file", "order", "version"],
             [(one.finding, one.key, one.order_id, one.version) for one in report.discrepancies],
         )
+    if contradictions:
+        for line in contradictions:
+            notice(line)
+        notice("the ledger contradicts itself: restore a backup, or let a new one be built")
+        sys.exit(FAULT)
     if not wrong:
         return
     if not repair:
@@ -61,16 +68,21 @@ def verify(context: Context, repair: bool, json_output: bool) -> None:
     notice(f"{len(wrong)} files repaired")
 
 
-async def _verify(context: Context) -> VerifyReport:
+async def _verify(context: Context) -> tuple[VerifyReport, list[str]]:
     from harvester.archive.directory import DirectoryArchive
     from harvester.harvest.verify import Verifier
+    from harvester.ledger.audit import contradictions
     from harvester.ledger.engine import open_reader
+    from harvester.ledger.migrate import check_integrity
     from harvester.ledger.sql import SqlLedger
 
+    ledger = context.settings.database.path
     archive = DirectoryArchive(context.settings.storage.path)
     try:
-        async with open_reader(context.settings.database.path) as database:
-            return await Verifier(SqlLedger(database), archive).run()
+        async with open_reader(ledger) as database:
+            await asyncio.to_thread(check_integrity, ledger)
+            broken = await contradictions(database)
+            return await Verifier(SqlLedger(database), archive).run(), broken
     finally:
         await archive.close()
 

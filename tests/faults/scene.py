@@ -1,0 +1,115 @@
+"""A harvester, its Lune and the wire between them, in a folder of its own.
+
+Faults of the network and the API run in process, against real sockets and real files; what needs
+a process (signals, kills, limits) runs the installed command. Both write their log to files here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from harvester import logs
+from harvester.app import Harvest, open_harvest
+from harvester.domain.records import EVERYTHING, OrderFilter
+from harvester.harvest.drain import DrainReport
+from harvester.harvest.stopping import Stop
+from harvester.lune import Deadlines
+from harvester.sandbox import Sandbox
+from harvester.sandbox.world import Order
+from harvester.settings import load
+from tests.acceptance.harness import Home, Ran
+from tests.faults.wire import Wire
+
+PRIVATE = "canary-customer-d41c"
+"""In the metadata of every order of :meth:`Scene.order`; belongs in the ledger, in no log."""
+
+HASTY = Deadlines(connect=1.0, read=1.0, total=2.0, certificate_total=3.0)
+"""Deadlines for tests in process: the same code, less patience."""
+
+
+@dataclass(slots=True)
+class Scene:
+    """What a fault test plays in.
+
+    ``lune`` is the sandbox (its clock stands still), ``wire`` what the harvester talks to,
+    ``home`` its configuration, ledger and archive. ``clean_end`` is False while the harvester
+    was last killed and not run to an end since. ``excused`` names the invariants a test breaks on
+    purpose, ``filed`` the files seen so far, ``secrets`` what must appear nowhere but in
+    ``secret_files``.
+    """
+
+    home: Home
+    lune: Sandbox
+    wire: Wire
+    clean_end: bool = True
+    excused: dict[str, str] = field(default_factory=dict)
+    filed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
+    secret_files: set[str] = field(default_factory=lambda: {"lune_api_key"})
+
+    def __post_init__(self) -> None:
+        self.secrets.append(self.lune.key)
+
+    @property
+    def log_path(self) -> Path:
+        """Where in-process harvests log, as JSON lines."""
+        return self.home.folder / "harvester.log"
+
+    def log_text(self) -> str:
+        """Return everything logged so far, by harvests in process and by commands."""
+        files = sorted(self.home.folder.glob("*.log"))
+        return "".join(file.read_text("utf-8") for file in files)
+
+    def order(self, status: str = "complete", **options: Any) -> Order:
+        """Create an order that stays in a status; its metadata are not for the log."""
+        options.setdefault("metadata", {"note": PRIVATE})
+        return self.lune.create_order(status, hold=True, **options)
+
+    def excuse(self, invariant: str, why: str) -> None:
+        """Let the final check leave out an invariant that this test breaks on purpose."""
+        self.excused[invariant] = why
+
+    @asynccontextmanager
+    async def open(
+        self, stop: Stop | None = None, deadlines: Deadlines = HASTY
+    ) -> AsyncIterator[Harvest]:
+        """Open a harvest as the program wires it, from the same configuration file."""
+        with self.log_path.open("a", encoding="utf-8") as stream:
+            logs.configure("debug", "json", stream)
+            try:
+                settings = load(self.home.config)
+                async with open_harvest(
+                    settings, stop or Stop(), "test", deadlines=deadlines
+                ) as harvest:
+                    yield harvest
+            finally:
+                logging.getLogger().handlers.clear()
+
+    async def drain(
+        self,
+        scope: OrderFilter = EVERYTHING,
+        *,
+        wait: timedelta | None = None,
+        deadlines: Deadlines = HASTY,
+    ) -> DrainReport:
+        """Run one drain in process, to its end."""
+        async with self.open(deadlines=deadlines) as harvest, asyncio.timeout(60):
+            return await harvest.drain().run(scope, wait)
+
+    async def command(self, *arguments: str | Path) -> Ran:
+        """Run the installed command; its stderr is kept for the check of the log."""
+        ran = await self.home.run(*arguments)
+        self.keep(ran.err)
+        return ran
+
+    def keep(self, stderr: str) -> None:
+        """Add what a command said on stderr to what the invariants look through."""
+        with (self.home.folder / "commands.log").open("a", encoding="utf-8") as stream:
+            stream.write(stderr)
