@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
-from harvester.domain.lifecycle import COMPLETE, RETIRING
+from harvester.domain.lifecycle import COMPLETE, PAID, PLACED, RECEIVED, RETIRING
 from harvester.domain.orders import CertificateState
 
 NOT_YET_PATIENCE = timedelta(hours=72)
@@ -15,31 +18,57 @@ _NOT_YET_FIRST = timedelta(seconds=10)
 _NOT_YET_LONGEST = timedelta(hours=1)
 _FAULT_FIRST = timedelta(minutes=1)
 _FAULT_LONGEST = timedelta(hours=6)
-_STILLNESS_SHARE = 0.1
+_YOUNGEST = timedelta(minutes=1)
 _OUTAGE_LONGEST = timedelta(minutes=5)
 _PARKED_LONGEST = timedelta(hours=1)
+
+
+WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {RECEIVED: 1.0, PLACED: 0.5, PAID: 0.5, RETIRING: 0.5}
+)
+"""How readily an order leaves a status, until the ledger's own transitions say better."""
+
+WORTH = 1.0
+"""What one request is worth: so many seconds of one order's change going unnoticed."""
+
+_OTHER_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
     """The operator's bounds: no order is looked at more often, none is left for longer.
 
-    ``interim`` says whether an order's certificate is also wanted while it is retiring.
+    ``interim`` says whether an order's certificate is also wanted while it is retiring. Between
+    the bounds the expected delay decides, see :meth:`next_look`; ``weights`` by status and
+    ``worth`` are its measures.
     """
 
     sweep_interval: timedelta
     longest_interval: timedelta
     interim: bool = False
+    weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
+    worth: float = WORTH
 
-    def next_look(self, now: datetime, changed_at: datetime) -> datetime:
-        """Return when to look at an open order that last changed at ``changed_at``.
+    def chance(self, status: str, stillness: timedelta) -> float:
+        """Return an order's chance of changing, a second, after being still for so long.
 
-        A tenth of its stillness: an order that moved an hour ago is asked in minutes, one that
-        has pooled for a year within ``longest_interval``.
+        The longer it was still the longer it will be: chance falls with one over stillness.
         """
-        stillness = max(now - changed_at, timedelta(0))
-        wait = max(self.sweep_interval, stillness * _STILLNESS_SHARE)
-        return now + min(wait, self.longest_interval)
+        still = max(stillness, _YOUNGEST).total_seconds()
+        return self.weights.get(status, _OTHER_WEIGHT) / still
+
+    def next_look(self, now: datetime, chances: Iterable[float]) -> datetime:
+        """Return when to look again at open orders that one request shows.
+
+        With H their chances of changing added up, D seconds without a look hide H x D^2 / 2
+        order-seconds of delay; the look is due when that reaches ``worth``. So a page with many
+        open orders is looked at more often than a single old one.
+        """
+        total = sum(chances)
+        wait = self.longest_interval
+        if total > 0:
+            wait = min(wait, timedelta(seconds=min(math.sqrt(2 * self.worth / total), 1e9)))
+        return now + max(self.sweep_interval, wait)
 
     def next_sweep(self, now: datetime) -> datetime:
         """Return when the newest page of an account is due again."""

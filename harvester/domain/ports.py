@@ -191,6 +191,21 @@ class Ledger(Protocol):
         """Return the account's open orders that are due, with their places in the listing."""
         ...
 
+    async def newest_place(self, account_id: str) -> int | None:
+        """Return the place of the account's newest order; None when no order has one."""
+        ...
+
+    async def order_above(self, account_id: str, order_id: str) -> DueLook | None:
+        """Return the order just newer than this one, and its place; None above the newest."""
+        ...
+
+    async def place_orders(self, account_id: str, order_ids: Sequence[str], first: int) -> None:
+        """Give consecutive orders of a listing, newest first, the places from ``first`` down.
+
+        Idempotent; orders that have a place keep it.
+        """
+        ...
+
     async def record_orders(
         self,
         account: Account,
@@ -199,8 +214,12 @@ class Ledger(Protocol):
         at: datetime,
         cadence: Cadence,
         sweep: SweepMark | None = None,
+        place: int | None = None,
     ) -> Recorded:
-        """Record served orders: new ones, moves, anomalies, what is owed, when to look next."""
+        """Record served orders: new ones, moves, anomalies, what is owed, when to look next.
+
+        ``place`` is the place of the page's first order, as far as the caller knows.
+        """
         ...
 
     async def record_missing(

@@ -73,7 +73,11 @@ class OpenOrder:
 
 @dataclass(slots=True)
 class Recorded:
-    """What one recorded answer changed. ``old`` says that every order on it was known before."""
+    """What one recorded answer changed.
+
+    ``old`` says that every order on it was known before; ``place`` is the place of its first
+    order in the account's listing, None while that cannot be told.
+    """
 
     seen: int = 0
     new: int = 0
@@ -82,6 +86,7 @@ class Recorded:
     set_aside: list[SetAside] = field(default_factory=list)
     old: bool = True
     oldest_created_at: datetime | None = None
+    place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +104,14 @@ class SweepMark:
 
 @dataclass(frozen=True, slots=True)
 class DueLook:
-    """An open order whose look is due, and its place in its account's listing, newest 0."""
+    """An open order whose look is due.
+
+    ``place`` is where it stands in its account's listing, counted upwards: of two neighbours the
+    newer one's is one higher. None while no page of the listing has shown it.
+    """
 
     order_id: str
-    rank: int
+    place: int | None
 
 
 @dataclass(frozen=True, slots=True)

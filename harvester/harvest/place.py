@@ -30,7 +30,7 @@ from harvester.domain.orders import Account, Order, OrderPage, Source
 from harvester.domain.ports import Ledger, Lune
 from harvester.domain.purchases import Purchase
 from harvester.domain.records import Intention
-from harvester.harvest.sweep import tell
+from harvester.harvest.reading import tell
 
 log = structlog.get_logger()
 

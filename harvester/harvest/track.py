@@ -13,7 +13,7 @@ from harvester.domain.errors import KeyRefused, LuneError, NotFound
 from harvester.domain.orders import Account, Order, OrderPage, Source, is_identifier
 from harvester.domain.ports import Ledger, Lune
 from harvester.harvest.accounts import AccountBook
-from harvester.harvest.sweep import tell
+from harvester.harvest.reading import tell
 
 log = structlog.get_logger()
 

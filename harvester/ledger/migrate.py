@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
+from harvester.ledger.place import refuse_shared_disk
 
-HEAD = "0002"
+HEAD = "0003"
 """The schema this release works with."""
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """The chain, oldest first; a revision not in it comes from a newer release."""
+
+_READ_WHOLE_AT_START = 256 * 2**20
+"""Bytes. SQLite reads a ledger this large, some 150 000 orders, in under half a second."""
+
+_WHAT_TO_DO = (
+    "left as it is. Restore a backup, or move it away and let a new ledger be built from Lune and "
+    "the archive"
+)
 
 
 def current(path: Path) -> str | None:
@@ -42,11 +51,7 @@ def current(path: Path) -> str | None:
             raise LedgerDamaged(f"{path}: a database, but not a ledger of the harvester") from None
         raise LedgerUnavailable(f"{path}: cannot be read: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise LedgerDamaged(
-            f"{path}: not a ledger, or damaged ({error}); left as it is. "
-            "Restore a backup, or move it away and let a new ledger be built from Lune and the "
-            "archive"
-        ) from error
+        raise LedgerDamaged(f"{path}: not a ledger, or damaged ({error}); {_WHAT_TO_DO}") from error
     if row is None:
         raise LedgerDamaged(f"{path}: a ledger without a schema revision")
     return str(row[0])
@@ -74,9 +79,9 @@ def check_integrity(path: Path) -> None:
         ) as connection:
             answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as error:
-        raise LedgerDamaged(f"{path}: damaged ({error}); restore a backup") from error
+        raise LedgerDamaged(f"{path}: damaged ({error}); {_WHAT_TO_DO}") from error
     if answer != "ok":
-        raise LedgerDamaged(f"{path}: damaged ({answer}); restore a backup")
+        raise LedgerDamaged(f"{path}: damaged ({answer}); {_WHAT_TO_DO}")
 
 
 def _refuse_newer(path: Path, revision: str) -> None:
@@ -90,10 +95,15 @@ def _refuse_newer(path: Path, revision: str) -> None:
 def upgrade(path: Path) -> tuple[str | None, Path | None]:
     """Bring the ledger to :data:`HEAD`; return the revision before and the backup made.
 
-    An empty or missing ledger is made, an older one is copied beside itself first, a newer one is
-    refused (``ConfigurationError``) before anything is written. The caller holds the lock.
+    An empty or missing ledger is made, an older one is copied beside itself first. Refused before
+    anything is written: a newer one and one on a network file system (``ConfigurationError``),
+    and a damaged one (``LedgerDamaged``; damage deep inside one that is too large to be read at
+    every start is found by ``verify``). The caller holds the lock.
     """
+    refuse_shared_disk(path)
     before = current(path)
+    if before is not None and path.stat().st_size <= _READ_WHOLE_AT_START:
+        check_integrity(path)
     if before == HEAD:
         return before, None
     backup_path = None

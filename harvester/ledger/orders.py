@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import and_, bindparam, func, literal, not_, select, update
@@ -16,6 +16,9 @@ from harvester.ledger.engine import Database
 from harvester.ledger.filters import AWAITS_CERTIFICATE, conditions, is_due
 from harvester.ledger.recording import Recorder, count_anomaly
 from harvester.ledger.tables import Instant, accounts, orders
+
+_NEWEST = 200
+"""Orders at the top of a listing among which one has a place."""
 
 
 class OrderRecords:
@@ -41,25 +44,58 @@ class OrderRecords:
 
     async def due_looks(self, account_id: str, now: datetime, horizon: datetime) -> list[DueLook]:
         """See the port."""
-        mine = orders.c.account_id == account_id
-        due = and_(mine, is_due(orders.c.next_check_at, now, horizon), not_(AWAITS_CERTIFICATE))
+        query = select(orders.c.id, orders.c.place).where(
+            orders.c.account_id == account_id,
+            is_due(orders.c.next_check_at, now, horizon),
+            not_(AWAITS_CERTIFICATE),
+        )
         async with self._database.read() as connection:
-            oldest = (
-                await connection.execute(select(func.min(orders.c.created_at)).where(due))
-            ).scalar()
-            if oldest is None:
-                return []
-            # A place in the listing is the number of newer orders: newest first (order guide).
-            place = func.row_number().over(order_by=orders.c.created_at.desc()) - 1
-            listing = (
-                select(orders.c.id, place.label("place"))
-                .where(mine, orders.c.created_at >= oldest)
-                .subquery()
+            return [DueLook(*row) for row in await connection.execute(query)]
+
+    async def newest_place(self, account_id: str) -> int | None:
+        """See the port."""
+        newest = (
+            select(orders.c.place)
+            .where(orders.c.account_id == account_id)
+            .order_by(orders.c.created_at.desc())
+            .limit(_NEWEST)
+            .subquery()
+        )
+        async with self._database.read() as connection:
+            place: int | None = await connection.scalar(select(func.max(newest.c.place)))
+            return place
+
+    async def order_above(self, account_id: str, order_id: str) -> DueLook | None:
+        """See the port."""
+        mine = orders.c.account_id == account_id
+        created = select(orders.c.created_at).where(mine, orders.c.id == order_id)
+        query = (
+            select(orders.c.id, orders.c.place)
+            .where(mine, orders.c.created_at > created.scalar_subquery())
+            .order_by(orders.c.created_at)
+            .limit(1)
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
+            return None if row is None else DueLook(*row)
+
+    async def place_orders(self, account_id: str, order_ids: Sequence[str], first: int) -> None:
+        """See the port."""
+        rows = [{"b_id": one, "b_place": first - n} for n, one in enumerate(order_ids)]
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                update(orders)
+                .where(
+                    orders.c.account_id == account_id,
+                    orders.c.id == bindparam("b_id"),
+                    orders.c.place.is_(None),
+                )
+                .values(place=bindparam("b_place")),
+                rows,
             )
-            rows = await connection.execute(
-                select(listing).join(orders, and_(mine, orders.c.id == listing.c.id)).where(due)
-            )
-            return [DueLook(row.id, row.place) for row in rows]
+
+        await self._database.write(work)
 
     async def unseen_open(self, account_id: str, before: datetime, scope: OrderFilter) -> list[str]:
         """See the port."""
@@ -80,11 +116,13 @@ class OrderRecords:
         at: datetime,
         cadence: Cadence,
         sweep: SweepMark | None = None,
+        place: int | None = None,
     ) -> Recorded:
         """See the port."""
 
         async def work(connection: AsyncConnection) -> Recorded:
-            return await Recorder(connection, account, source, at, cadence, sweep).record(page)
+            recorder = Recorder(connection, account, source, at, cadence, sweep, place)
+            return await recorder.record(page)
 
         return await self._database.write(work)
 

@@ -19,69 +19,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import LedgerDamaged
 from harvester.domain.lifecycle import (
-    COMPLETE,
     Anomaly,
     AnomalyKind,
     Moved,
     Observation,
     Unchanged,
     is_known,
-    is_open,
-    observe,
 )
-from harvester.domain.orders import Account, CertificateState, Order, OrderPage, SetAside, Source
+from harvester.domain.orders import Account, Order, OrderPage, SetAside, Source
 from harvester.domain.records import Recorded, SweepMark
-from harvester.ledger.filters import MISSING
+from harvester.ledger.judgement import date_looks, judge, owing
 from harvester.ledger.tables import accounts, anomalies, documents, orders, set_aside, transitions
 
 _DIGEST_BYTES = 8
 """Enough to notice that a document changed; nothing is trusted on it."""
-
-
-def judge(
-    known: Any | None, order: Order, at: datetime, cadence: Cadence
-) -> tuple[Observation, dict[str, Any]]:
-    """Return what became of the status, and the columns of the row that the observation sets.
-
-    ``known`` is the order's row, None for an order not seen before. Pure.
-    """
-    observation = observe(None if known is None else known.status, order.status, at)
-    status = order.status if known is None else known.status
-    changed_at = at if known is None else known.changed_at
-    if isinstance(observation, Moved):
-        status, changed_at = observation.after, at
-    state = None if known is None else known.certificate_state
-    owes = cadence.owes_certificate(status)
-    completed = isinstance(observation, Moved) and status == COMPLETE
-    values: dict[str, Any] = {
-        "status": status,
-        "changed_at": changed_at,
-        "last_seen_at": at,
-        "missing_since": None,
-    }
-    due = None if known is None else known.next_check_at
-    if owes and (completed or state is None):
-        values |= _owing(CertificateState.OWED, at)
-        due = at
-    elif state in MISSING and not owes:
-        values |= _owing(None, None)
-    if is_open(status):
-        odd = isinstance(observation, Anomaly)
-        due = at + cadence.sweep_interval if odd else cadence.next_look(at, changed_at)
-    elif values.get("certificate_state", state) not in MISSING:  # else: its certificate's own date
-        due = cadence.next_confirmation(at) if isinstance(observation, Anomaly) else None
-    values["next_check_at"] = due
-    return observation, values
-
-
-def _owing(state: CertificateState | None, since: datetime | None) -> dict[str, Any]:
-    return {
-        "certificate_state": state,
-        "owed_since": since,
-        "attempts": 0,
-        "tried_at": None,
-        "failure_reason": None,
-    }
 
 
 class Recorder:
@@ -95,6 +46,7 @@ class Recorder:
         at: datetime,
         cadence: Cadence,
         sweep: SweepMark | None,
+        place: int | None,
     ) -> None:
         self._connection = connection
         self._account = account
@@ -102,17 +54,30 @@ class Recorder:
         self._at = at
         self._cadence = cadence
         self._sweep = sweep
+        self._place = place
         self._recorded = Recorded()
 
     async def record(self, page: OrderPage) -> Recorded:
         """Write a page's orders and what was set aside; return what changed."""
         found = {order.id: order for order in page.orders}  # an id twice on a page is one order
         known = await self._known(found)
+        judged = [
+            (
+                known.get(order.id),
+                order,
+                *judge(known.get(order.id), order, self._at, self._cadence),
+            )
+            for order in found.values()
+        ]
+        date_looks(
+            ((row, order, values) for row, order, _, values in judged), self._at, self._cadence
+        )
+        await self._find_place(found, known)
         still: list[dict[str, Any]] = []
         new: list[tuple[Order, dict[str, Any]]] = []
-        for order in found.values():
-            row = known.get(order.id)
-            observation, values = judge(row, order, self._at, self._cadence)
+        for number, (row, order, observation, values) in enumerate(judged):
+            if (row is None or row.place is None) and self._place is not None:
+                values["place"] = self._place - number
             if row is None:
                 new.append((order, values))
             elif isinstance(observation, Unchanged) and not _news(row, order, values):
@@ -125,6 +90,7 @@ class Recorder:
         await self._touch(still)
         await self._settle_set_aside(found, page.set_aside)
         self._recorded.seen = len(found)
+        self._recorded.place = self._place
         self._recorded.old &= bool(found)  # of a page that cannot be read nothing is known
         self._recorded.oldest_created_at = min(
             (order.created_at for order in found.values()), default=None
@@ -137,6 +103,8 @@ class Recorder:
                 orders.c.id,
                 orders.c.status,
                 orders.c.changed_at,
+                orders.c.first_seen_at,
+                orders.c.place,
                 orders.c.next_check_at,
                 orders.c.certificate_state,
                 orders.c.missing_since,
@@ -145,6 +113,20 @@ class Recorder:
             ).where(orders.c.account_id == self._account.id, orders.c.id.in_(list(found)))
         )
         return {row.id: row for row in rows}
+
+    async def _find_place(self, found: Iterable[str], known: Mapping[str, Any]) -> None:
+        """Find the place of the answer's first order by those on it whose place is known."""
+        for number, order_id in enumerate(found):
+            row = known.get(order_id)
+            if row is not None and row.place is not None:
+                self._place = row.place + number
+                return
+        if self._place is None and self._sweep is not None:
+            placed = select(orders.c.id).where(
+                orders.c.account_id == self._account.id, orders.c.place.is_not(None)
+            )
+            if await self._connection.scalar(placed.limit(1)) is None:
+                self._place = 0  # the first page ever: older orders get places below
 
     async def _number_for_new(self) -> int:
         if self._sweep is not None:
@@ -171,7 +153,8 @@ class Recorder:
         }
         rows = [
             shared
-            | _owing(None, None)
+            | owing(None, None)
+            | {"place": None}
             | {"id": order.id, "created_at": order.created_at}
             | _served(order)
             | values
@@ -323,6 +306,7 @@ def _served(order: Order) -> dict[str, Any]:
 def _news(row: Any, order: Order, values: Mapping[str, Any]) -> bool:
     return (
         "certificate_state" in values
+        or "place" in values
         or row.missing_since is not None
         or row.document_digest != _digest(order)
     )

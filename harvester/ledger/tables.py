@@ -86,6 +86,8 @@ orders = Table(
     Column("attempts", Integer, nullable=False),
     Column("tried_at", Instant),
     Column("failure_reason", Text),
+    # Where it stands in its account's listing, counted upwards; null until a page showed it.
+    Column("place", Integer),
 )
 
 documents = Table(

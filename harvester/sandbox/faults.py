@@ -85,6 +85,7 @@ KINDS: Mapping[str, Kind] = {
     "malformed-order": Kind("one order of each page is broken, each time in another way"),
     "hostile-ids": Kind("one order of each page has an id made to do harm"),
     "null-cursor": Kind("pages say that more follow, without a cursor"),
+    "strict-cursor": Kind("400 for a cursor that is an order's id instead of one served before"),
     "repeat-cursor": Kind("pages say that more follow, with the cursor that was sent"),
     # Certificates.
     "truncate": Kind("certificates end before their Content-Length"),

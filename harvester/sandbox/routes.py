@@ -107,6 +107,12 @@ class Api:
     async def list_orders(self, request: web.Request) -> web.Response:
         """List the account's orders, newest first."""
         account, after = request[ACCOUNT], request.query.get("after")
+        if (
+            after is not None
+            and read_cursor(after) == after
+            and self._faults.strike("strict-cursor")
+        ):
+            raise invalid(".query.after", "should be a cursor")
         orders, has_more = self._world.page(
             account.id,
             read_limit(request.query.get("limit")),

@@ -108,11 +108,11 @@ class Kept:
     async def due_ids(self, now: datetime = NOW, **more: Any) -> list[str]:
         return [one.id for one in await self.due(now, **more)]
 
-    async def looks(self, now: datetime = NOW, account: Account = ACCOUNT) -> dict[str, int]:
+    async def looks(self, now: datetime = NOW, account: Account = ACCOUNT) -> dict[str, int | None]:
         """Return the orders due to be looked at, and their places in the listing."""
         due = await self.ledger.due_looks(account.id, now, CADENCE.horizon(now))
         assert len({look.order_id for look in due}) == len(due)
-        return {look.order_id: look.rank for look in due}
+        return {look.order_id: look.place for look in due}
 
     async def fail(
         self,

@@ -182,7 +182,7 @@ async def test_an_interim_certificate_is_followed_by_the_final_one(kept: Kept) -
     await kept.see(order(status="retiring"), cadence=EAGER)
     await kept.file(interim)
     assert await kept.due_ids() == []
-    assert await kept.looks(NOW + HOUR) == {"o1": 0}
+    assert set(await kept.looks(NOW + HOUR)) == {"o1"}
     await kept.see(order(status="complete"), cadence=EAGER, at=NOW + DAY)
     (one,) = await kept.due(NOW + DAY)
     assert (one.status, one.owed_since, one.attempts) == ("complete", NOW + DAY, 0)

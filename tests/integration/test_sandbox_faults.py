@@ -304,6 +304,18 @@ async def test_repeat_cursor_leads_round_in_a_circle(
     assert (second["has_more"], second["next_cursor"]) == (True, first["next_cursor"])
 
 
+async def test_strict_cursor_refuses_an_orders_id_that_is_a_cursor_otherwise(
+    sandbox: Sandbox, lune: aiohttp.ClientSession
+) -> None:
+    _, first = await ask(lune, limit="1")
+    after_id = {"limit": "1", "after": first["data"][0]["id"]}
+    _, second = await ask(lune, limit="1", after=first["next_cursor"])
+    assert await ask(lune, **after_id) == (200, second)
+    sandbox.faults.add("strict-cursor")
+    assert (await ask(lune, **after_id))[0] == 400
+    assert (await ask(lune, limit="1", after=first["next_cursor"]))[0] == 200
+
+
 async def test_truncate_ends_before_the_content_length(
     sandbox: Sandbox, lune: aiohttp.ClientSession
 ) -> None:

@@ -16,7 +16,7 @@ from harvester.domain.cadence import (
     next_try_not_yet,
     state_while_missing,
 )
-from harvester.domain.lifecycle import STATUSES
+from harvester.domain.lifecycle import PAID, STATUSES
 from harvester.domain.orders import CertificateState
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -31,29 +31,42 @@ stillnesses = st.timedeltas(min_value=timedelta(0), max_value=10_000 * DAY)
 attempts = st.integers(min_value=0, max_value=10**9)
 
 
+def look(cadence: Cadence, *still_for: timedelta, status: str = PAID) -> datetime:
+    """Return when to look again at open orders that one request shows."""
+    return cadence.next_look(NOW, [cadence.chance(status, one) for one in still_for])
+
+
 @pytest.mark.parametrize(
-    ("still_for", "wait"),
-    [
-        (timedelta(0), 15 * MINUTE),
-        (HOUR, 15 * MINUTE),
-        (150 * MINUTE, 15 * MINUTE),
-        (5 * HOUR, 30 * MINUTE),
-        (20 * HOUR, 2 * HOUR),
-        (60 * HOUR, 6 * HOUR),
-        (400 * DAY, 6 * HOUR),
-    ],
+    ("still_for", "minutes"),
+    [(timedelta(0), 15), (HOUR, 15), (10 * DAY, 31), (100 * DAY, 98), (1000 * DAY, 310)],
 )
-def test_an_order_is_left_for_a_tenth_of_its_stillness_within_the_bounds(
-    still_for: timedelta, wait: timedelta
+def test_a_lone_order_is_left_for_longer_the_longer_it_was_still(
+    still_for: timedelta, minutes: int
 ) -> None:
-    assert USUAL.next_look(NOW, NOW - still_for) == NOW + wait
+    assert round((look(USUAL, still_for) - NOW) / MINUTE) == minutes
 
 
-@given(cadences, stillnesses)
+def test_a_page_of_orders_is_looked_at_as_often_as_the_delay_it_hides_is_worth() -> None:
+    alone = look(USUAL, 400 * DAY) - NOW
+    four = look(USUAL, *[400 * DAY] * 4) - NOW
+    assert alone / four == pytest.approx(2)
+
+
+def test_the_delay_hidden_until_a_look_is_what_a_request_is_worth() -> None:
+    chances = [USUAL.chance(PAID, age * DAY) for age in (30, 60, 90)]
+    wait = (USUAL.next_look(NOW, chances) - NOW).total_seconds()
+    assert sum(chances) * wait**2 / 2 == pytest.approx(USUAL.worth, rel=1e-3)
+
+
+def test_an_answer_without_open_orders_asks_for_nothing_sooner_than_the_longest_interval() -> None:
+    assert USUAL.next_look(NOW, []) == NOW + 6 * HOUR
+
+
+@given(cadences, st.lists(stillnesses, max_size=100))
 def test_no_look_is_sooner_or_later_than_the_operator_allows(
-    cadence: Cadence, still_for: timedelta
+    cadence: Cadence, still_for: list[timedelta]
 ) -> None:
-    wait = cadence.next_look(NOW, NOW - still_for) - NOW
+    wait = look(cadence, *still_for) - NOW
     assert cadence.sweep_interval <= wait <= cadence.longest_interval
 
 
@@ -62,11 +75,11 @@ def test_an_order_that_is_still_for_longer_is_not_looked_at_sooner(
     cadence: Cadence, one: timedelta, other: timedelta
 ) -> None:
     shorter, longer = sorted((one, other))
-    assert cadence.next_look(NOW, NOW - shorter) <= cadence.next_look(NOW, NOW - longer)
+    assert look(cadence, shorter) <= look(cadence, longer)
 
 
 def test_a_change_dated_in_the_future_counts_as_a_change_just_now() -> None:
-    assert USUAL.next_look(NOW, NOW + 300 * DAY) == NOW + 15 * MINUTE
+    assert look(USUAL, -300 * DAY) == NOW + 15 * MINUTE
 
 
 @given(cadences)
@@ -93,7 +106,7 @@ def test_no_rule_sets_a_date_beyond_the_horizon(
     cadence: Cadence, still_for: timedelta, tries: int
 ) -> None:
     dates = {
-        "look": cadence.next_look(NOW, NOW - still_for),
+        "look": look(cadence, still_for),
         "sweep": cadence.next_sweep(NOW),
         "after fault": cadence.next_sweep_after_fault(NOW),
         "parked": cadence.next_try_of_parked(NOW),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,67 +11,99 @@ from hypothesis import strategies as st
 from harvester.domain.planning import PAGE_SIZE, Plan, plan_account
 
 sizes = st.integers(min_value=1, max_value=9)
-places = st.lists(st.integers(min_value=0, max_value=60), max_size=30, unique=True)
-far_places = st.lists(st.integers(min_value=0, max_value=10**7), max_size=50, unique=True)
+near = st.lists(st.integers(min_value=0, max_value=60), max_size=30, unique=True)
+far = st.lists(st.integers(min_value=0, max_value=10**7), max_size=50, unique=True)
 
 
-def beyond(ranks: list[int], pages: int, size: int) -> int:
-    return sum(rank >= pages * size for rank in ranks)
+def beyond(depths: list[int], pages: int, size: int) -> int:
+    return sum(depth >= pages * size for depth in depths)
 
 
-def every_plan(ranks: list[int], size: int) -> list[Plan]:
-    """All plans worth thinking of: from the newest page alone to all pages down to the oldest."""
-    deepest = max(ranks, default=0) // size + 1
-    return [Plan(pages, pages + beyond(ranks, pages, size)) for pages in range(1, deepest + 1)]
+def plain_ways(depths: list[int], size: int) -> list[int]:
+    """Return the requests of every mix of first pages and single orders, newest page included."""
+    deepest = max(depths, default=0) // size + 1
+    return [pages + beyond(depths, pages, size) for pages in range(1, deepest + 1)]
 
 
-@given(places, sizes)
-def test_no_plan_needs_fewer_requests_and_of_equal_ones_it_has_the_fewest_pages(
-    ranks: list[int], size: int
+def shown(plan: Plan, newest: int, size: int) -> set[int]:
+    """Return the places that a plan's answers show."""
+    places = set(range(newest - plan.pages * size + 1, newest + 1)) | set(plan.singles)
+    for stretch in plan.stretches:
+        places |= set(range(stretch[0] - size + 1, stretch[0] + 1))
+    return places
+
+
+def places_of(depths: list[int], newest: int) -> list[int]:
+    return [newest - depth for depth in depths]
+
+
+@given(near, sizes, st.booleans(), st.booleans(), st.integers(-100, 100))
+def test_every_due_order_is_shown(
+    depths: list[int], size: int, read_newest: bool, by_cursor: bool, newest: int
 ) -> None:
-    cheapest = min(every_plan(ranks, size), key=lambda plan: (plan.requests, plan.pages))
-    assert plan_account(ranks, size) == cheapest
+    due = places_of(depths, newest)
+    plan = plan_account(due, newest, read_newest=read_newest, by_cursor=by_cursor, page_size=size)
+    assert set(due) <= shown(plan, newest, size)
+    assert plan.pages >= int(read_newest)
 
 
-@given(places, sizes)
-def test_a_plan_counts_the_requests_it_really_needs(ranks: list[int], size: int) -> None:
-    plan = plan_account(ranks, size)
-    assert plan.requests == plan.pages + beyond(ranks, plan.pages, size)
-
-
-@given(far_places)
-def test_a_plan_is_never_dearer_than_single_requests_or_pages_to_the_oldest(
-    ranks: list[int],
+@given(near, sizes)
+def test_from_the_top_no_mix_of_pages_and_single_orders_is_cheaper(
+    depths: list[int], size: int
 ) -> None:
-    plan = plan_account(ranks)
-    one_by_one = 1 + beyond(ranks, 1, PAGE_SIZE)  # the newest page is read anyway
-    all_pages = max(ranks, default=0) // PAGE_SIZE + 1
-    assert plan.requests <= min(one_by_one, all_pages)
+    plan = plan_account(places_of(depths, 60), 60, by_cursor=False, page_size=size)
+    assert plan.requests == min(plain_ways(depths, size))
+    assert plan.stretches == ()
 
 
-@given(far_places)
-def test_the_newest_page_is_always_read(ranks: list[int]) -> None:
-    assert plan_account(ranks).pages >= 1
+@given(near, sizes, st.booleans())
+def test_by_cursor_no_plain_way_is_cheaper(depths: list[int], size: int, read_newest: bool) -> None:
+    due = places_of(depths, 60)
+    plan = plan_account(due, 60, read_newest=read_newest, page_size=size)
+    assert plan.requests <= min(plain_ways(depths, size))
+    without = plan_account(due, 60, read_newest=read_newest, by_cursor=False, page_size=size)
+    assert plan.requests <= without.requests
+
+
+@given(far)
+def test_no_two_stretches_could_be_one(depths: list[int]) -> None:
+    plan = plan_account(places_of(depths, 10**7), 10**7)
+    starts = sorted(stretch[0] for stretch in plan.stretches)
+    starts += plan.singles
+    ordered = sorted(starts)
+    assert all(later - sooner >= PAGE_SIZE for sooner, later in pairwise(ordered))
 
 
 @given(st.permutations([3, 0, 150, 151, 152, 420, 999]))
-def test_the_order_in_which_places_are_given_changes_nothing(ranks: list[int]) -> None:
-    assert plan_account(ranks) == Plan(pages=2, requests=4)
+def test_the_order_in_which_places_are_given_changes_nothing(places: list[int]) -> None:
+    assert plan_account(places, 1000) == Plan(1, ((152, 151, 150), (3, 0)), (420,))
 
 
 @pytest.mark.parametrize(
-    ("ranks", "plan"),
+    ("depths", "requests", "from_the_top"),
     [
-        ([], Plan(1, 1)),
-        ([0], Plan(1, 1)),
-        ([99], Plan(1, 1)),
-        ([100], Plan(1, 2)),
-        ([100, 101], Plan(2, 2)),
-        ([5000], Plan(1, 2)),
-        (list(range(1000)), Plan(10, 10)),
-        (list(range(0, 100_000, 100)), Plan(1, 1000)),
-        ([*range(100, 200), 9000, 9001], Plan(2, 4)),
+        ([], 1, 1),
+        ([0], 1, 1),
+        ([99], 1, 1),
+        ([100], 2, 2),
+        ([100, 101], 2, 2),
+        ([5000], 2, 2),
+        ([5000, 5050, 5099], 2, 4),
+        (list(range(1000)), 10, 10),
+        (list(range(0, 100_000, 100)), 1000, 1000),
+        ([*range(100, 200), 9000, 9001], 3, 4),
     ],
 )
-def test_plans_for_listings_one_meets(ranks: list[int], plan: Plan) -> None:
-    assert plan_account(ranks) == plan
+def test_plans_for_listings_one_meets(depths: list[int], requests: int, from_the_top: int) -> None:
+    due = places_of(depths, 10**6)
+    assert plan_account(due, 10**6).requests == requests
+    assert plan_account(due, 10**6, by_cursor=False).requests == from_the_top
+
+
+def test_without_the_newest_page_nothing_due_asks_for_nothing() -> None:
+    assert plan_account([], 7, read_newest=False) == Plan(0, (), ())
+
+
+def test_nothing_is_above_the_newest_order_so_its_page_is_the_newest() -> None:
+    assert plan_account([9, 8], 9, read_newest=False) == Plan(1, (), ())
+    assert plan_account([9], 9, read_newest=False) == Plan(0, (), (9,))

@@ -1,0 +1,64 @@
+"""What any ledger must do with the places of orders in their accounts' listings."""
+
+from __future__ import annotations
+
+from harvester.domain.orders import Order, OrderPage, Source
+from harvester.domain.records import DueLook, Recorded
+from tests.contract.ledger_cases import ACCOUNT, CADENCE, CLIENT, HOUR, MINUTE, NOW, Kept, order
+
+
+def listing(first: int, last: int) -> list[Order]:
+    """Return orders numbered by their age, the newest first."""
+    return [order(f"o{n}", created_at=NOW - n * MINUTE) for n in range(first, last)]
+
+
+async def sweep_page(kept: Kept, *page: Order, place: int | None = None) -> Recorded:
+    mark = await kept.ledger.begin_sweep("acct")
+    return await kept.ledger.record_orders(
+        ACCOUNT, OrderPage(page, (), None), Source.SWEEP, NOW, CADENCE, mark, place
+    )
+
+
+async def places(kept: Kept) -> dict[str, int | None]:
+    return await kept.looks(NOW + 7 * HOUR)
+
+
+async def test_the_first_page_ever_gives_places_and_the_next_goes_on_below(kept: Kept) -> None:
+    first = await sweep_page(kept, *listing(0, 3))
+    assert first.place == 0
+    await sweep_page(kept, *listing(3, 5), place=first.place - 3)
+    assert await places(kept) == {"o0": 0, "o1": -1, "o2": -2, "o3": -3, "o4": -4}
+    assert await kept.ledger.newest_place("acct") == 0
+
+
+async def test_new_orders_get_places_above_the_known_ones_on_their_page(kept: Kept) -> None:
+    await sweep_page(kept, *listing(2, 5))
+    again = await sweep_page(kept, *listing(0, 4))
+    assert again.place == 2
+    assert await places(kept) == {"o0": 2, "o1": 1, "o2": 0, "o3": -1, "o4": -2}
+
+
+async def test_a_page_without_known_orders_has_no_place_until_it_is_given(kept: Kept) -> None:
+    await sweep_page(kept, *listing(3, 5))
+    alone = await sweep_page(kept, *listing(0, 2))
+    assert alone.place is None
+    assert (await places(kept))["o0"] is None
+    await kept.ledger.place_orders("acct", ["o0", "o1", "o3"], 3)
+    assert await places(kept) == {"o0": 3, "o1": 2, "o3": 0, "o4": -1}
+
+
+async def test_an_order_found_by_itself_gets_its_place_when_a_page_shows_it(kept: Kept) -> None:
+    await sweep_page(kept, *listing(0, 1), *listing(2, 3))
+    await kept.see(*listing(5, 6), source=Source.TRACK)
+    assert (await places(kept))["o5"] is None
+    await sweep_page(kept, *listing(2, 3), *listing(5, 6))
+    assert await places(kept) == {"o0": 0, "o2": -1, "o5": -2}
+
+
+async def test_the_order_above_is_the_next_newer_one(kept: Kept) -> None:
+    await sweep_page(kept, *listing(0, 3))
+    await kept.see(*listing(0, 3)[:1], account=CLIENT)
+    assert await kept.ledger.order_above("acct", "o2") == DueLook("o1", -1)
+    assert await kept.ledger.order_above("acct", "o0") is None
+    assert await kept.ledger.order_above("acct", "never") is None
+    assert await kept.ledger.newest_place("nobody") is None
