@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from harvester.archive.durable import (
+    INCOMING,
     OpenRoot,
     hash_file,
     link_new,
@@ -52,13 +53,31 @@ class DirectoryArchive:
     async def prepare(self, *, create: bool) -> None:
         """Set the folder up; a missing one is made, mode 0700, only with ``create``.
 
-        Idempotent. Without ``create`` a missing root is ``StorageUnavailable``.
+        Idempotent. Without ``create`` a root that is missing or has nothing in it is
+        ``StorageUnavailable``: it is the mount point of a disk that is absent.
         """
         await self._in_thread(self._prepare, create)
 
     async def put(self, key: str, data: bytes) -> StoredFile | None:
         """Store bytes under a key, durably; None when the key holds other bytes already."""
-        return await self._in_thread(self._put, key, data)
+        (stored,) = await self.put_all([(key, data)])
+        if isinstance(stored, StorageUnavailable):
+            raise stored
+        return stored
+
+    async def put_all(
+        self, files: Sequence[tuple[str, bytes]]
+    ) -> list[StoredFile | StorageUnavailable | None]:
+        """Store several files as ``put`` does; those in one folder share its fsync.
+
+        A file that cannot be stored has its fault in its place; a folder that cannot be made
+        durable is a fault of all, which is raised.
+        """
+        return await self._in_thread(self._put_all, files)
+
+    async def existing(self, keys: Iterable[str]) -> set[str]:
+        """Return those keys that something lies under."""
+        return await self._in_thread(self._existing, list(keys))
 
     async def read(self, key: str) -> bytes | None:
         """Return the bytes under a key; None when there are none."""
@@ -133,29 +152,74 @@ class DirectoryArchive:
                 make_root(self._root)
             elif not self._root.exists():
                 raise StorageUnavailable(
-                    f"the archive {self._root} does not exist: mount its disk, or create the folder"
+                    f"the archive {self._root} does not exist: mount its disk; if that is lost, "
+                    f"make the folder {self._root / INCOMING} to begin anew"
+                )
+            elif not any(self._root.iterdir()):
+                raise StorageUnavailable(
+                    f"the archive {self._root} is empty: mount its disk; if that is lost, make "
+                    f"the folder {self._root / INCOMING} to begin anew"
                 )
             make_incoming(self._root)
             self._device = self._root.stat().st_dev
 
-    def _put(self, key: str, data: bytes) -> StoredFile | None:
+    def _put_all(
+        self, files: Sequence[tuple[str, bytes]]
+    ) -> list[StoredFile | StorageUnavailable | None]:
+        stored: list[StoredFile | StorageUnavailable | None] = []
+        chains: dict[tuple[str, ...], list[int]] = {}
+        with (
+            storage_faults("store in", self._root),
+            open_root(self._root) as archive,
+            contextlib.ExitStack() as temporaries,
+        ):
+            for key, data in files:
+                try:
+                    stored.append(self._link(archive, chains, temporaries, key, data))
+                except StorageUnavailable as fault:
+                    stored.append(fault)
+            if any(isinstance(one, StoredFile) for one in stored):
+                sync_upwards(chains.values())
+        return stored
+
+    def _link(
+        self,
+        archive: OpenRoot,
+        chains: dict[tuple[str, ...], list[int]],
+        temporaries: contextlib.ExitStack,
+        key: str,
+        data: bytes,
+    ) -> StoredFile | None:
+        """Give a synced file its final name; the folders in ``chains`` are still to be synced."""
         folders, name = split_key(key)
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._root / key
-        with (
-            storage_faults("store", path),
-            open_root(self._root) as archive,
-            staged(archive.incoming, data) as temporary,
-        ):
-            chain = archive.descend(folders, create=True)
+        with storage_faults("store", path):
+            temporary = temporaries.enter_context(staged(archive.incoming, data))
+            chain = chains.get(tuple(folders))
+            if chain is None:
+                chain = chains[tuple(folders)] = archive.descend(folders, create=True)
             if not link_new(archive.incoming, temporary, chain[-1], name):
                 with open_file(chain[-1], name, path) as existing:
                     if hash_file(existing)[0] != sha256:
                         return None
                     # Who put it there may have been cut off before it was durable.
                     os.fsync(existing)
-            sync_upwards(chain)
         return StoredFile(key, sha256, len(data))
+
+    def _existing(self, keys: list[str]) -> set[str]:
+        found = set()
+        with storage_faults("look into", self._root), open_root(self._root) as archive:
+            for folders, names in _by_folder(keys).items():
+                try:
+                    folder = archive.descend(folders)[-1]
+                except FileNotFoundError:
+                    continue
+                for key, name in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.stat(name, dir_fd=folder, follow_symlinks=False)
+                        found.add(key)
+        return found
 
     def _read(self, key: str) -> bytes | None:
         return self._look(key, _read_whole)
@@ -237,15 +301,25 @@ class DirectoryArchive:
         """Set up a root that was removed and made again while we run.
 
         Only on the disk it was on before: on another it is the mount point of one that is absent.
+        Nor through a symbolic link: whoever put it there, the files would go where it points.
         """
         with storage_faults("set up the archive", self._root):
-            if self._root.stat().st_dev == self._device:
+            if self._root.stat().st_dev == self._device and not self._root.is_symlink():
                 make_incoming(self._root)
 
     def _free_bytes(self) -> int:
         with storage_faults("measure", self._root), open_root(self._root) as archive:
             disk = os.fstatvfs(archive.root)
         return disk.f_bavail * disk.f_frsize
+
+
+def _by_folder(keys: list[str]) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+    """Return keys and names by the folders they lie in."""
+    found: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for key in keys:
+        folders, name = split_key(key)
+        found.setdefault(tuple(folders), []).append((key, name))
+    return found
 
 
 def _read_whole(descriptor: int) -> bytes:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def open_root(path: Path) -> Iterator[OpenRoot]:
         except FileNotFoundError:
             raise StorageUnavailable(
                 f"{path} has no {INCOMING} folder, so it is not the archive that was set up: "
-                "mount its disk, or start again to begin a new archive there"
+                f"mount its disk, or make the folder {path / INCOMING} to begin anew there"
             ) from None
         except OSError as error:
             raise unavailable("enter", path / INCOMING, error) from error
@@ -181,13 +181,18 @@ def link_new(incoming: int, temporary: str, folder: int, name: str) -> bool:
     return True
 
 
-def sync_upwards(chain: Sequence[int]) -> None:
-    """Make the folders' entries durable, deepest first.
+def sync_upwards(chains: Iterable[Sequence[int]]) -> None:
+    """Make the folders' entries durable, deepest first, each folder once.
 
     All of them, not only those just made: another put may have made one a moment ago and not
     synced it yet, or a crash may have come between. Syncing an unchanged folder costs little.
     """
-    for descriptor in reversed(chain):
+    folders: dict[tuple[int, int], tuple[int, int]] = {}
+    for chain in chains:
+        for depth, descriptor in enumerate(chain):
+            info = os.fstat(descriptor)  # two chains have descriptors of their own for one folder
+            folders[info.st_dev, info.st_ino] = depth, descriptor
+    for _, descriptor in sorted(folders.values(), reverse=True):
         os.fsync(descriptor)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import time
 
 from pypdf import PdfReader
 
-from harvester.domain.errors import CertificateRejected
+from harvester.domain.errors import CertificateRejected, StorageUnavailable
 
 _SMALLEST = 200
 """Bytes. A catalogue, a page tree, a page and the table that finds them need about 290."""
@@ -35,7 +36,8 @@ def check_pdf(data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
     a KiB, a cross-reference table where ``startxref`` says (counted from the header), and a page
     tree that pypdf's strict mode walks to every page. ``/Count`` is not believed, a cyclic tree is
     rejected, content streams are not decoded. An encrypted PDF passes when it opens without a
-    password by what pypdf has at hand. The message never quotes the document.
+    password by what pypdf has at hand. The message never quotes the document. A fault of the
+    machine while looking is ``StorageUnavailable``: it says nothing about the document.
 
     Takes CPU time in proportion to the page tree, cut off at the first read of the file after
     ``cpu_seconds``; an object stream, whose size pypdf limits, is still unpacked to its end.
@@ -46,7 +48,12 @@ def check_pdf(data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
         fault = "" if pages else "it has no page"
     except _OutOfTimeError:
         fault = f"reading its pages took more than {cpu_seconds:g} s"
-    except Exception as error:  # noqa: BLE001 - pypdf raises many kinds, all of them mean "no"
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # The document is in memory: it is this process that has, say, no descriptors left.
+            words = f"no certificate can be checked: {os.strerror(error.errno)}"
+            raise StorageUnavailable(words) from None
+        # pypdf raises many other kinds, and all of them mean "no".
         fault = f"its pages cannot be read ({type(error).__name__})"
     # Raised out here so that it carries no context: pypdf's own messages quote the document.
     if fault:

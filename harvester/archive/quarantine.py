@@ -25,7 +25,7 @@ def keep_rejected(archive: OpenRoot, name: str, data: bytes, reason: str) -> Non
     with staged(archive.incoming, data) as temporary:
         link_new(archive.incoming, temporary, chain[-1], f"{stem}.bin")
     _drop_oldest(chain[-1], safe_name)
-    sync_upwards(chain)
+    sync_upwards([chain])
 
 
 def move_changed(
@@ -41,7 +41,7 @@ def move_changed(
     chain = archive.descend((QUARANTINE,), create=True)
     _keep_reason(archive, chain[-1], stem, reason)
     os.rename(name, f"{stem}{old.suffix}", src_dir_fd=folder, dst_dir_fd=chain[-1])
-    sync_upwards(chain)
+    sync_upwards([chain])
     os.fsync(folder)
     return PurePosixPath(QUARANTINE, f"{stem}{old.suffix}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harvester.domain.cadence import Cadence
+from harvester.domain.errors import StorageUnavailable
 from harvester.domain.orders import (
     Account,
     CertificateBody,
@@ -30,6 +31,7 @@ from harvester.domain.records import (
     KnownCertificate,
     KnownOrder,
     MissingCertificate,
+    NewCertificate,
     OpenOrder,
     OrderFilter,
     Recorded,
@@ -112,6 +114,19 @@ class Archive(Protocol):
         Idempotent: the same bytes under the same key are found, made durable and returned.
         Returns only once the file survives a power cut. Raises ``StorageUnavailable``.
         """
+        ...
+
+    async def put_all(
+        self, files: Sequence[tuple[str, bytes]]
+    ) -> list[StoredFile | StorageUnavailable | None]:
+        """Store several files as ``put`` does, for less than one by one.
+
+        A file that cannot be stored has its fault in its place; what concerns all is raised.
+        """
+        ...
+
+    async def existing(self, keys: Iterable[str]) -> set[str]:
+        """Return those keys that something lies under. Raises ``StorageUnavailable``."""
         ...
 
     async def read(self, key: str) -> bytes | None:
@@ -290,14 +305,8 @@ class Ledger(Protocol):
         """Return the earliest date at which something in scope is due."""
         ...
 
-    async def record_certificate(
-        self,
-        account_id: str,
-        order_id: str,
-        certificate: KnownCertificate,
-        cf_ray: str | None,
-    ) -> None:
-        """Record a stored file as this version. Idempotent for the same version and bytes."""
+    async def record_certificates(self, filed: Sequence[NewCertificate]) -> None:
+        """Record stored files as these versions. Idempotent for the same versions and bytes."""
         ...
 
     async def record_certificate_failure(

@@ -37,6 +37,16 @@ class KnownCertificate:
 
 
 @dataclass(frozen=True, slots=True)
+class NewCertificate:
+    """A certificate version that lies in the archive and is to be recorded."""
+
+    account_id: str
+    order_id: str
+    certificate: KnownCertificate
+    cf_ray: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class FiledCertificate:
     """A recorded certificate version with the order it belongs to.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -25,26 +24,20 @@ from harvester.domain.errors import (
     UnexpectedAnswer,
 )
 from harvester.domain.lifecycle import COMPLETE
-from harvester.domain.orders import (
-    Account,
-    CertificateBody,
-    CertificateKind,
-    CertificateState,
-    StoredFile,
-)
+from harvester.domain.orders import Account, CertificateBody, CertificateState
 from harvester.domain.ports import Archive, Ledger, Lune, Naming
-from harvester.domain.records import EVERYTHING, KnownCertificate, KnownOrder, OrderFilter
+from harvester.domain.records import EVERYTHING, KnownOrder, OrderFilter
+from harvester.harvest.filing import MOST_VERSIONS, Filer
 from harvester.harvest.reports import CollectReport
 from harvester.harvest.stopping import Stop, in_parallel
 
 log = structlog.get_logger()
 
-AT_ONCE = 8
-"""Downloads in flight: at 12 requests a second and 200 ms each, three are ever busy."""
+AT_ONCE = 32
+"""Certificates on their way: some are downloaded, the others wait for the disk."""
 
 _MEDIA_TYPES = {"application/pdf", "application/octet-stream"}
 _BATCH = 200
-_MOST_VERSIONS = 1000
 
 
 class Collector:
@@ -68,7 +61,7 @@ class Collector:
         self._lune = lune
         self._ledger = ledger
         self._archive = archive
-        self._name = name
+        self._filer = Filer(ledger, archive, name=name, check=check, clock=clock)
         self._check = check
         self._cadence = cadence
         self._clock = clock
@@ -88,9 +81,12 @@ class Collector:
         report = CollectReport(storage=await self._storage_trouble())
         accounts = {account.id: account for account in await self._ledger.accounts()}
 
+        present: set[KnownOrder] = set()
+
         async def collect(order: KnownOrder) -> None:
             if report.storage is None:
-                await self._collect(order, accounts[order.account_id], report)
+                account = accounts[order.account_id]
+                await self._collect(order, account, report, present=order in present)
                 progress(report)
 
         before: list[KnownOrder] = []
@@ -100,6 +96,11 @@ class Collector:
                 now, self._cadence.horizon(now), _BATCH, scope=scope, untried_since=untried_since
             )
             if not batch or batch == before:
+                break
+            try:
+                present = await self._present(batch)
+            except StorageUnavailable as error:
+                report.storage = str(error)
                 break
             await in_parallel(batch, collect, width=AT_ONCE, stop=self._stop, name="collect")
             before = batch
@@ -119,10 +120,12 @@ class Collector:
         log.info("archive takes files again")
         return None
 
-    async def _collect(self, order: KnownOrder, account: Account, report: CollectReport) -> None:
+    async def _collect(
+        self, order: KnownOrder, account: Account, report: CollectReport, *, present: bool
+    ) -> None:
         """Get one certificate as far as it goes now; every outcome is recorded."""
         try:
-            if await self._adopt(order):
+            if present and await self._adopt(order):
                 report.adopted += 1
                 return
             body = await self._fetch(order, account)
@@ -154,28 +157,42 @@ class Collector:
             report.bytes += len(body.data)
 
     async def _fetch(self, order: KnownOrder, account: Account) -> CertificateBody:
-        """Return a certificate that is a whole PDF; what is none is kept for inspection."""
+        """Return a certificate that is served as a PDF; what is none is kept for inspection."""
         body = await self._lune.fetch_certificate(account, order.id)
-        try:
-            await self._require_pdf(body)
-        except CertificateRejected as error:
-            await self._archive.quarantine(order.id, self._lune.redact(body.data), str(error))
-            raise
+        if body.content_type not in _MEDIA_TYPES:
+            error = CertificateRejected(f"served as {body.content_type[:80]!a}, not as a PDF")
+            await self._keep_rejected(order, body, error)
+            raise error
         return body
 
-    async def _require_pdf(self, body: CertificateBody) -> None:
-        if body.content_type not in _MEDIA_TYPES:
-            raise CertificateRejected(f"served as {body.content_type[:80]!a}, not as a PDF")
-        await asyncio.to_thread(self._check, body.data)
+    async def _file(self, order: KnownOrder, body: CertificateBody) -> None:
+        try:
+            await self._filer.file(order, body)
+        except CertificateRejected as error:
+            await self._keep_rejected(order, body, error)
+            raise
 
-    async def _adopt(self, order: KnownOrder) -> bool:
-        """Record whole files that lie under this order's next names without a row.
+    async def _keep_rejected(
+        self, order: KnownOrder, body: CertificateBody, error: CertificateRejected
+    ) -> None:
+        await self._archive.quarantine(order.id, self._lune.redact(body.data), str(error))
+
+    async def _present(self, orders: Sequence[KnownOrder]) -> set[KnownOrder]:
+        """Return the orders under whose next name a file lies already.
 
         A crash between a file and its row leaves one, and so does a ledger that was lost.
         """
+        keys: dict[str, KnownOrder] = {}
+        for order in orders:
+            with suppress(Exception):  # this order's own fault, told when it is filed
+                keys[self._filer.key(order, order.version + 1)] = order
+        return {keys[key] for key in await self._archive.existing(keys)}
+
+    async def _adopt(self, order: KnownOrder) -> bool:
+        """Record whole files that lie under this order's next names without a row."""
         adopted = False
-        for version in range(order.version + 1, _MOST_VERSIONS):
-            key = self._key(order, version)
+        for version in range(order.version + 1, MOST_VERSIONS):
+            key = self._filer.key(order, version)
             data = await self._archive.read(key)
             if data is None:
                 break
@@ -186,44 +203,9 @@ class Collector:
             file = await self._archive.put(key, data)
             if file is None:
                 break
-            await self._record(order, version, file, None, "certificate adopted")
+            await self._filer.record(order, version, file, "certificate adopted")
             adopted = True
         return adopted
-
-    async def _file(self, order: KnownOrder, body: CertificateBody) -> None:
-        """Store bytes under the version they are, or as the next one; then record it."""
-        sha256 = hashlib.sha256(body.data).hexdigest()
-        versions = (
-            await self._ledger.certificates(order.account_id, order.id) if order.version else []
-        )
-        same = [(one.version, one.file.key) for one in versions if one.file.sha256 == sha256]
-        fresh = ((n, self._key(order, n)) for n in range(order.version + 1, _MOST_VERSIONS))
-        for version, key in itertools.chain(same, fresh):
-            file = await self._archive.put(key, body.data)
-            if file is not None:
-                await self._record(order, version, file, body.cf_ray, "certificate filed")
-                return
-        raise StorageUnavailable(f"order {order.id}: {_MOST_VERSIONS} names are taken")
-
-    def _key(self, order: KnownOrder, version: int) -> str:
-        interim = _kind(order) is CertificateKind.INTERIM
-        return self._name(order.account_id, order.id, order.created_at, version, interim=interim)
-
-    async def _record(
-        self, order: KnownOrder, version: int, file: StoredFile, cf_ray: str | None, event: str
-    ) -> None:
-        certificate = KnownCertificate(version, _kind(order), file, self._clock())
-        await self._ledger.record_certificate(order.account_id, order.id, certificate, cf_ray)
-        log.info(
-            event,
-            account=order.account_id,
-            order=order.id,
-            version=version,
-            kind=certificate.kind,
-            size=file.size,
-            sha256=file.sha256,
-            cf_ray=cf_ray,
-        )
 
     async def _not_yet(self, order: KnownOrder, error: LuneError) -> None:
         now = self._clock()
@@ -256,7 +238,8 @@ class Collector:
         # What an unexpected error says may hold anything; its kind is enough beside the log.
         known = isinstance(error, HarvesterError)
         reason = str(error) if known else f"a fault of the harvester: {type(error).__name__}"
-        due = dates.next_try_after_fault(now, order.attempts) if _is_final(order) else None
+        final = order.status == COMPLETE
+        due = dates.next_try_after_fault(now, order.attempts) if final else None
         await self._ledger.record_certificate_failure(
             order, now, state=state, reason=reason, due=due, spent=True
         )
@@ -269,11 +252,3 @@ class Collector:
             reason=reason,
             cf_ray=getattr(error, "cf_ray", None),
         )
-
-
-def _is_final(order: KnownOrder) -> bool:
-    return order.status == COMPLETE
-
-
-def _kind(order: KnownOrder) -> CertificateKind:
-    return CertificateKind.FINAL if _is_final(order) else CertificateKind.INTERIM

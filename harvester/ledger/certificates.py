@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,11 +10,11 @@ from sqlalchemy import (
     ColumnElement,
     ScalarSelect,
     and_,
+    bindparam,
     case,
     exists,
     func,
     literal,
-    not_,
     or_,
     select,
     update,
@@ -30,6 +30,7 @@ from harvester.domain.records import (
     KnownCertificate,
     KnownOrder,
     MissingCertificate,
+    NewCertificate,
     OrderFilter,
 )
 from harvester.ledger.engine import Database
@@ -37,6 +38,30 @@ from harvester.ledger.filters import AWAITS_CERTIFICATE, MISSING, conditions, is
 from harvester.ledger.tables import Instant, accounts, certificates, orders
 
 _CHUNK = 500
+
+_NEW = insert(certificates)
+_INSERT = _NEW.on_conflict_do_update(
+    # What was interim may turn out to be final; bytes, name and date never change.
+    index_elements=["account_id", "order_id", "version"],
+    set_={"kind": _NEW.excluded.kind, "lost_at": None},
+    where=certificates.c.sha256 == _NEW.excluded.sha256,
+)
+_STORED = (
+    update(orders)
+    .where(
+        orders.c.account_id == bindparam("b_account"),
+        orders.c.id == bindparam("b_order"),
+        # An order that completed meanwhile owes its final certificate beside an interim one.
+        or_(orders.c.status != COMPLETE, literal(CertificateKind.FINAL) == bindparam("b_kind")),
+    )
+    .values(
+        certificate_state=CertificateState.STORED,
+        tried_at=bindparam("b_at"),
+        failure_reason=None,
+        # An order that is still open keeps the date of its next look.
+        next_check_at=case((orders.c.status == COMPLETE, None), else_=orders.c.next_check_at),
+    )
+)
 
 
 class CertificateRecords:
@@ -185,53 +210,14 @@ class CertificateRecords:
                 for row in await connection.execute(query)
             ]
 
-    async def record_certificate(
-        self,
-        account_id: str,
-        order_id: str,
-        certificate: KnownCertificate,
-        cf_ray: str | None,
-    ) -> None:
+    async def record_certificates(self, filed: Sequence[NewCertificate]) -> None:
         """See the port."""
+        rows = [_row(one) for one in filed]
+        done = [_done(one) for one in filed]
 
         async def work(connection: AsyncConnection) -> None:
-            file = certificate.file
-            await connection.execute(
-                insert(certificates)
-                .values(
-                    account_id=account_id,
-                    order_id=order_id,
-                    version=certificate.version,
-                    kind=certificate.kind,
-                    key=file.key,
-                    sha256=file.sha256,
-                    size=file.size,
-                    stored_at=certificate.stored_at,
-                    cf_ray=cf_ray,
-                )
-                # What was interim may turn out to be final; bytes, name and date never change.
-                .on_conflict_do_update(
-                    index_elements=["account_id", "order_id", "version"],
-                    set_={"kind": certificate.kind, "lost_at": None},
-                    where=certificates.c.sha256 == file.sha256,
-                )
-            )
-            final = orders.c.status == COMPLETE
-            this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
-            if certificate.kind is CertificateKind.INTERIM:
-                # An order that completed meanwhile owes its final certificate all the same.
-                this = and_(this, not_(final))
-            await connection.execute(
-                update(orders)
-                .where(this)
-                .values(
-                    certificate_state=CertificateState.STORED,
-                    tried_at=certificate.stored_at,
-                    failure_reason=None,
-                    # An order that is still open keeps the date of its next look.
-                    next_check_at=case((final, None), else_=orders.c.next_check_at),
-                )
-            )
+            await connection.execute(_INSERT, rows)
+            await connection.execute(_STORED, done)
 
         await self._database.write(work)
 
@@ -269,6 +255,30 @@ class CertificateRecords:
             )
 
         await self._database.write(work)
+
+
+def _row(one: NewCertificate) -> dict[str, Any]:
+    file = one.certificate.file
+    return {
+        "account_id": one.account_id,
+        "order_id": one.order_id,
+        "version": one.certificate.version,
+        "kind": one.certificate.kind,
+        "key": file.key,
+        "sha256": file.sha256,
+        "size": file.size,
+        "stored_at": one.certificate.stored_at,
+        "cf_ray": one.cf_ray,
+    }
+
+
+def _done(one: NewCertificate) -> dict[str, Any]:
+    return {
+        "b_account": one.account_id,
+        "b_order": one.order_id,
+        "b_kind": one.certificate.kind,
+        "b_at": one.certificate.stored_at,
+    }
 
 
 def _known(row: Any) -> KnownOrder:

@@ -19,7 +19,13 @@ from harvester.domain.orders import (
     StoredFile,
 )
 from harvester.domain.ports import Ledger
-from harvester.domain.records import KnownCertificate, KnownOrder, Recorded, SweepMark
+from harvester.domain.records import (
+    KnownCertificate,
+    KnownOrder,
+    NewCertificate,
+    Recorded,
+    SweepMark,
+)
 from harvester.ledger.engine import Database
 from harvester.ledger.queries import OrderDetail, find_orders
 
@@ -133,4 +139,5 @@ class Kept:
         self, certificate: KnownCertificate, order_id: str = "o1", account: Account = ACCOUNT
     ) -> None:
         """Record a certificate that lies in the archive."""
-        await self.ledger.record_certificate(account.id, order_id, certificate, "8f-AMS")
+        new = NewCertificate(account.id, order_id, certificate, "8f-AMS")
+        await self.ledger.record_certificates([new])
