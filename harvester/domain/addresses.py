@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
 from urllib.parse import urlsplit
+
+_THIS_MACHINE: Final = "localhost"
 
 
 def check_base_url(text: str) -> None:
@@ -22,8 +25,21 @@ def check_base_url(text: str) -> None:
         raise ValueError("should begin with https://; plain http is for a loopback host only")
 
 
+def may_stand_for(name: str, address: str) -> bool:
+    """Tell whether an address that a look-up gave for a host name may be connected to.
+
+    ``localhost`` is this machine and nothing else. Any other name is a public address: who can
+    change what a name resolves to must not reach this machine or its neighbours through us.
+    """
+    found = ipaddress.ip_address(address)
+    found = getattr(found, "ipv4_mapped", None) or found
+    if name == _THIS_MACHINE:
+        return found.is_loopback
+    return found.is_global and not found.is_multicast
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host == _THIS_MACHINE

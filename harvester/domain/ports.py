@@ -37,6 +37,7 @@ from harvester.domain.records import (
     Recorded,
     SweepMark,
 )
+from harvester.domain.urgency import Urgency
 
 
 class Lune(Protocol):
@@ -58,11 +59,15 @@ class Lune(Protocol):
         """Return every account and client account of the key's own mode, the default one first."""
         ...
 
-    async def fetch_orders(self, account: Account, after: str | None = None) -> OrderPage:
+    async def fetch_orders(
+        self, account: Account, after: str | None = None, *, urgency: Urgency = Urgency.DUE
+    ) -> OrderPage:
         """Return one page of 100 orders, newest first, after a cursor."""
         ...
 
-    async def fetch_order(self, account: Account, order_id: str) -> Order:
+    async def fetch_order(
+        self, account: Account, order_id: str, *, urgency: Urgency = Urgency.DUE
+    ) -> Order:
         """Return one order; ``NotFound`` when there is none in this account."""
         ...
 

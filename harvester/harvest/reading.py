@@ -21,6 +21,7 @@ from harvester.domain.errors import (
 from harvester.domain.orders import Account, OrderPage, Source
 from harvester.domain.ports import Ledger, Lune
 from harvester.domain.records import Recorded, SweepMark
+from harvester.domain.urgency import Urgency
 from harvester.harvest.reports import SweepReport
 from harvester.harvest.stopping import Stop
 
@@ -77,7 +78,7 @@ class Reader:
         restarted = False
         while not self._stop.asked:
             try:
-                page = await self._lune.fetch_orders(account, after)
+                page = await self._lune.fetch_orders(account, after, urgency=Urgency.BACKGROUND)
             except RequestRefused:
                 # A cursor can lose its meaning; from the top once more, then it is a fault.
                 if after is None or restarted:

@@ -12,6 +12,7 @@ from harvester.domain.cadence import Cadence
 from harvester.domain.errors import KeyRefused, LuneError, NotFound
 from harvester.domain.orders import Account, Order, OrderPage, Source, is_identifier
 from harvester.domain.ports import Ledger, Lune
+from harvester.domain.urgency import Urgency
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.reading import tell
 
@@ -83,7 +84,7 @@ class Tracker:
     async def _fetch(self, account: Account, reference: str, by_key: bool) -> Order:
         if by_key:
             return await self._lune.fetch_order_by_key(account, reference)
-        return await self._lune.fetch_order(account, reference)
+        return await self._lune.fetch_order(account, reference, urgency=Urgency.WAITED_FOR)
 
     async def _record(self, reference: str, account: Account, order: Order) -> Tracked:
         recorded = await self._ledger.record_orders(

@@ -12,10 +12,12 @@ from typing import Final, TypeVar
 from yarl import URL
 
 from harvester.domain.errors import AccountRefused, KeyRefused
+from harvester.domain.urgency import Urgency
 from harvester.lune.answers import JSON_TYPES, Answer, raise_for
 from harvester.lune.exchange import Exchange
 from harvester.lune.gate import KeyGate
 from harvester.lune.origin import Origin
+from harvester.lune.outcomes import Outcomes
 from harvester.lune.pacing import Pacer
 from harvester.lune.payload import PayloadError
 from harvester.lune.retry import Retries, Sleep
@@ -41,6 +43,7 @@ class Call:
     method: str = "GET"
     body: bytes | None = field(default=None, repr=False)
     repeatable: bool = True
+    urgency: Urgency = Urgency.DUE
 
 
 class Channel:
@@ -72,6 +75,7 @@ class Channel:
         self._confirming = asyncio.Lock()
         self._confirmations = 0
         self.clock_offset: float | None = None
+        self.outcomes = Outcomes()
 
     @property
     def refused(self) -> bool:
@@ -143,12 +147,16 @@ class Channel:
 
     async def _send(self, call: Call, *, gated: bool = True) -> Answer:
         """Wait for a turn, send one request, and return its answer if it is a good one."""
+        with self.outcomes.counting(call.method, call.url.raw_path):
+            return await self._send_in_turn(call, gated=gated)
+
+    async def _send_in_turn(self, call: Call, *, gated: bool) -> Answer:
         async with AsyncExitStack() as turn:
             async with (
                 self._gate.waiting(call.method, call.url.raw_path) if gated else nullcontext()
             ):
                 await turn.enter_async_context(self._connections)
-                await turn.enter_async_context(self._pacer)
+                await turn.enter_async_context(self._pacer.turn(call.urgency))
             headers = self._origin.authorization(call.url)
             if call.account_id is not None:
                 headers["Lune-Account"] = call.account_id

@@ -8,13 +8,14 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import structlog
 
 from harvester.domain.errors import AccountRefused, NotFound, RequestRefused, UnexpectedAnswer
 from harvester.domain.orders import Account, CertificateBody, Order, OrderPage, is_identifier
 from harvester.domain.purchases import Purchase, Quote, check_key
+from harvester.domain.urgency import Urgency
 from harvester.lune.answers import Answer, AnswerTooLarge
 from harvester.lune.channel import OWN_ACCOUNT, Call, Channel
 from harvester.lune.exchange import Deadlines, Exchange
@@ -32,6 +33,8 @@ from harvester.lune.wire import (
 
 PAGE_SIZE: Final = 100  # the most Lune serves at once (Lune's schema)
 _ACCOUNT_LISTS: Final = ("/accounts", "/accounts/client")
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +77,8 @@ class LuneClient:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._origin = Origin(base_url, key)
+        self._version = lune_version
+        self._other_version_told = False
         self._deadlines = deadlines or Deadlines()
         self._caps = caps or Caps()
         self._exchange = Exchange(
@@ -110,6 +115,11 @@ class LuneClient:
         """Tell by how many seconds this clock is ahead of Lune's; None before an answer."""
         return self._channel.clock_offset
 
+    @property
+    def outcomes(self) -> Mapping[tuple[str, str], int]:
+        """What became of requests so far, by endpoint and outcome; the counts only grow."""
+        return self._channel.outcomes
+
     async def probe(self) -> Account:
         """Re-read the key and ask for its default account; success lifts a refusal."""
         own = await self._channel.probe(_read_own)
@@ -118,7 +128,7 @@ class LuneClient:
 
     async def fetch_own_account(self) -> Account:
         """Return the key's default account. ``KeyRefused`` when the key is not accepted."""
-        own = await self._channel.fetch(self._call(OWN_ACCOUNT), _read_own)
+        own = await self._fetch(self._call(OWN_ACCOUNT), _read_own)
         self._own_id = own.id
         return own
 
@@ -128,7 +138,7 @@ class LuneClient:
         if account_id == await self._fetch_own_id():
             return await self.fetch_own_account()
         with suppress(NotFound):
-            account = await self._channel.fetch(call, lambda answer: read_account(answer.body))
+            account = await self._fetch(call, lambda answer: read_account(answer.body))
             if account.id == account_id:
                 return account
         # A server that ignores Lune-Account here has answered with the default account.
@@ -153,7 +163,9 @@ class LuneClient:
                 log.warning("accounts not listed", list=path, reason=str(refusal))
         return list(found.values())
 
-    async def fetch_orders(self, account: Account, after: str | None = None) -> OrderPage:
+    async def fetch_orders(
+        self, account: Account, after: str | None = None, *, urgency: Urgency = Urgency.DUE
+    ) -> OrderPage:
         """Return one page of up to 100 orders, newest first, after a cursor.
 
         A page over the size cap is asked for again in smaller pieces. ``UnexpectedAnswer`` when
@@ -169,18 +181,24 @@ class LuneClient:
             return page
 
         while True:
-            call = self._call("/orders", _page_query(limit, after), account_id=_header(account))
+            call = self._call(
+                "/orders", _page_query(limit, after), account_id=self._header(account)
+            )
+            call = replace(call, urgency=urgency)
             try:
-                return await self._channel.fetch(call, read)
+                return await self._fetch(call, read)
             except AnswerTooLarge:
                 if limit == 1:
                     raise
                 limit //= 2
                 log.warning("page too large", account=account.id, next_limit=limit)
 
-    async def fetch_order(self, account: Account, order_id: str) -> Order:
+    async def fetch_order(
+        self, account: Account, order_id: str, *, urgency: Urgency = Urgency.DUE
+    ) -> Order:
         """Return one order; ``NotFound`` when there is none in this account."""
-        call = self._call(f"/orders/{_checked(order_id)}", account_id=_header(account))
+        call = self._call(f"/orders/{_checked(order_id)}", account_id=self._header(account))
+        call = replace(call, urgency=urgency)
 
         def read(answer: Answer) -> Order:
             order = read_order(answer.body)
@@ -188,24 +206,24 @@ class LuneClient:
                 raise PayloadError("another order than the one asked for")
             return order
 
-        return await self._channel.fetch(call, read)
+        return await self._fetch(call, read)
 
     async def fetch_order_by_key(self, account: Account, idempotency_key: str) -> Order:
         """Return the order with this idempotency key; ``NotFound`` when there is none."""
         path = f"/orders/by-idempotency-key/{segment(idempotency_key)}"
-        call = self._call(path, account_id=_header(account))
-        return await self._channel.fetch(call, _reading_order_of(idempotency_key))
+        call = self._call(path, account_id=self._header(account))
+        return await self._fetch(call, _reading_order_of(idempotency_key))
 
     async def fetch_certificate(self, account: Account, order_id: str) -> CertificateBody:
         """Return the order's certificate, unchecked; ``NotFound`` when there is none yet."""
         call = Call(
             self._origin.url(f"/orders/{_checked(order_id)}/certificate"),
-            account_id=_header(account),
+            account_id=self._header(account),
             total=self._deadlines.certificate_total,
             cap=self._caps.certificate,
             types=None,  # a page of HTML is kept for inspection, not lost here
         )
-        return await self._channel.fetch(
+        return await self._fetch(
             call, lambda answer: CertificateBody(answer.body, answer.content_type, answer.cf_ray)
         )
 
@@ -222,7 +240,7 @@ class LuneClient:
         if purchase.kind == "estimate":
             raise ValueError("Lune prices an estimate only when it is ordered")
         call = self._post(f"/orders/by-{purchase.kind}/quote", account, purchase.quote_request())
-        return await self._channel.fetch(call, lambda answer: read_quote(answer.body))
+        return await self._fetch(call, lambda answer: read_quote(answer.body))
 
     async def place_order(
         self, account: Account, purchase: Purchase, idempotency_key: str
@@ -235,7 +253,20 @@ class LuneClient:
         """
         body = {**purchase.request, "idempotency_key": check_key(idempotency_key)}
         call = self._post(f"/orders/by-{purchase.kind}", account, body, repeatable=False)
-        return await self._channel.fetch(call, _reading_order_of(idempotency_key))
+        return await self._fetch(call, _reading_order_of(idempotency_key))
+
+    async def _fetch(self, call: Call, read: Callable[[Answer], T]) -> T:
+        def read_and_note(answer: Answer) -> T:
+            self._note_version(answer.lune_version)
+            return read(answer)
+
+        return await self._channel.fetch(call, read_and_note)
+
+    def _note_version(self, served: str | None) -> None:
+        """Log once that another version is served: its fields may mean something else."""
+        if served not in {None, self._version} and not self._other_version_told:
+            self._other_version_told = True
+            log.warning("another version of the API", asked=self._version, served=served)
 
     async def _fetch_own_id(self) -> str | None:
         """Return the default account's id; None when that account is refused."""
@@ -251,7 +282,7 @@ class LuneClient:
         after: str | None = None
         while True:
             call = self._call(path, _page_query(PAGE_SIZE, after))
-            page = await self._channel.fetch(call, lambda answer: read_account_page(answer.body))
+            page = await self._fetch(call, lambda answer: read_account_page(answer.body))
             for reason in page.skipped:
                 log.warning("account skipped", list=path, reason=reason)
             for account in page.accounts:
@@ -265,6 +296,11 @@ class LuneClient:
             cursors.add(after)
             rows |= page.references
 
+    def _header(self, account: Account) -> str | None:
+        # A key that was changed meanwhile may stand for another account by itself.
+        is_own = account.is_default and self._own_id in {None, account.id}
+        return None if is_own else _checked(account.id)
+
     def _call(
         self, path: str, query: Mapping[str, str] | None = None, *, account_id: str | None = None
     ) -> Call:
@@ -273,13 +309,14 @@ class LuneClient:
             account_id=account_id,
             total=self._deadlines.total,
             cap=self._caps.json,
+            urgency=Urgency.WAITED_FOR,
         )
 
     def _post(
         self, path: str, account: Account, body: Mapping[str, Any], *, repeatable: bool = True
     ) -> Call:
         return replace(
-            self._call(path, account_id=_header(account)),
+            self._call(path, account_id=self._header(account)),
             method="POST",
             body=json.dumps(body, ensure_ascii=False).encode(),
             repeatable=repeatable,
@@ -302,10 +339,6 @@ def _read_own(answer: Answer) -> Account:
 
 def _page_query(limit: int, after: str | None) -> dict[str, str]:
     return {"limit": str(limit)} | ({} if after is None else {"after": after})
-
-
-def _header(account: Account) -> str | None:
-    return None if account.is_default else _checked(account.id)
 
 
 def _checked(identifier: str) -> str:

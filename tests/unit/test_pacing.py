@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from harvester.domain.urgency import Urgency
 from harvester.lune.pacing import Pacer
 
 
@@ -55,8 +56,14 @@ class Traffic:
         self.starts: list[tuple[str, float]] = []
         self.counted: list[float] = []
 
-    async def request(self, name: str = "", out: float = 0.0, back: float = 0.0) -> None:
-        async with self.pacer:
+    async def request(
+        self,
+        name: str = "",
+        out: float = 0.0,
+        back: float = 0.0,
+        urgency: Urgency = Urgency.DUE,
+    ) -> None:
+        async with self.pacer.turn(urgency):
             self.starts.append((name, self.time.now - 1000.0))
             if out:
                 await self.time.sleep(out)
@@ -64,8 +71,14 @@ class Traffic:
             if back:
                 await self.time.sleep(back)
 
-    def spawn(self, name: str = "", out: float = 0.0, back: float = 0.0) -> asyncio.Task[None]:
-        return asyncio.create_task(self.request(name, out, back))
+    def spawn(
+        self,
+        name: str = "",
+        out: float = 0.0,
+        back: float = 0.0,
+        urgency: Urgency = Urgency.DUE,
+    ) -> asyncio.Task[None]:
+        return asyncio.create_task(self.request(name, out, back, urgency))
 
     @property
     def times(self) -> list[float]:
@@ -112,7 +125,7 @@ async def test_a_slot_rests_a_second_after_the_answer() -> None:
 async def test_a_failed_request_gives_its_slot_back_just_as_late() -> None:
     traffic = Traffic(1)
     with pytest.raises(RuntimeError):
-        async with traffic.pacer:
+        async with traffic.pacer.turn():
             raise RuntimeError
     task = traffic.spawn()
     await traffic.time.run(5)
@@ -161,7 +174,7 @@ async def test_a_pause_holds_everybody_and_is_never_shortened() -> None:
     assert traffic.times == []
     await traffic.time.run(1)
     await asyncio.gather(*tasks)
-    assert traffic.times == pytest.approx([14, 14.1], abs=0.0011)
+    assert traffic.times == pytest.approx([14, 14 + 1 / 7.2], abs=0.01)
     assert traffic.pacer.pauses == 3
 
 
@@ -221,3 +234,85 @@ async def test_requests_and_waiting_are_counted() -> None:
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="rate"):
         Pacer(rate)
+
+
+async def test_each_class_gets_its_share_and_none_starves() -> None:
+    traffic = Traffic(10)
+    tasks = [
+        traffic.spawn(urgency.name, urgency=urgency)
+        for urgency in (Urgency.BACKGROUND, Urgency.DUE, Urgency.WAITED_FOR)
+        for _ in range(200)
+    ]
+    await traffic.time.run(13)
+    shares = {one: sum(name == one.name for name, _ in traffic.starts) for one in Urgency}
+    assert shares == {
+        Urgency.WAITED_FOR: pytest.approx(80, abs=2),
+        Urgency.DUE: pytest.approx(40, abs=2),
+        Urgency.BACKGROUND: pytest.approx(10, abs=2),
+    }
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_class_that_idled_has_saved_nothing_up() -> None:
+    traffic = Traffic(10)
+    busy = [traffic.spawn("due") for _ in range(60)]
+    await traffic.time.run(4)
+    late = [traffic.spawn("waited for", urgency=Urgency.WAITED_FOR) for _ in range(30)]
+    await traffic.time.run(1.55)
+    names = [name for name, at in traffic.starts if at > 4]
+    assert 3 <= names.count("due") <= 6
+    await traffic.time.run(20)
+    await asyncio.gather(*busy, *late)
+
+
+async def test_who_comes_urgently_waits_behind_few() -> None:
+    traffic = Traffic(10)
+    background = [traffic.spawn("page", urgency=Urgency.BACKGROUND) for _ in range(100)]
+    await traffic.time.run(3)
+    urgent = traffic.spawn("urgent", urgency=Urgency.WAITED_FOR)
+    await traffic.time.run(0.25)
+    assert urgent.done()
+    await traffic.time.run(20)
+    await asyncio.gather(*background)
+
+
+async def test_after_a_pause_the_pace_is_lower_and_recovers() -> None:
+    traffic = Traffic(10)
+    traffic.pacer.pause(2)
+    traffic.pacer.pause(2)  # the same 429, met by another request in flight
+    assert traffic.pacer.pace == pytest.approx(7)
+    tasks = [traffic.spawn() for _ in range(20)]
+    await traffic.time.run(5)
+    await asyncio.gather(*tasks)
+    gaps = [b - a for a, b in itertools.pairwise(traffic.times)]
+    assert gaps[0] == pytest.approx(1 / 7, abs=0.002)
+    await traffic.time.run(60)
+    assert traffic.pacer.pace == pytest.approx(8, abs=0.1)
+    await traffic.time.run(600)
+    assert traffic.pacer.pace == 10
+
+
+async def test_refused_again_and_again_the_pace_has_a_floor() -> None:
+    traffic = Traffic(10)
+    for _ in range(50):
+        traffic.pacer.pause(1)
+        await traffic.time.run(1.1)
+    assert 1 <= traffic.pacer.pace < 1.1
+
+
+async def test_a_request_cancelled_as_it_is_let_through_gives_its_slot_back() -> None:
+    traffic = Traffic(1)
+    await traffic.request()
+    waiting = traffic.spawn("cancelled")
+    await asyncio.sleep(0)
+    traffic.time.now += 1.5
+    usher = [task for task in asyncio.all_tasks() if task.get_name() == "pacer"]
+    assert len(usher) == 1
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    after = traffic.spawn("after")
+    await traffic.time.run(5)
+    await after
+    assert [name for name, _ in traffic.starts] == ["", "after"]
