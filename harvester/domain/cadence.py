@@ -32,6 +32,8 @@ WORTH = 1.0
 """What one request is worth: so many seconds of one order's change going unnoticed."""
 
 _OTHER_WEIGHT = 0.5
+_FORMER_DEPARTURES = 20
+_MOST_WORTH = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,44 @@ class Cadence:
     def owes_certificate(self, status: str) -> bool:
         """Tell whether an order in this status should have a certificate in the archive."""
         return status == COMPLETE or (self.interim and status == RETIRING)
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """How long an order was in a status, in seconds, and whether it has left it."""
+
+    status: str
+    seconds: float
+    left: bool
+
+
+def learn_weights(stays: Iterable[Stay]) -> Mapping[str, float]:
+    """Return weights by status as the stays suggest them, :data:`WEIGHTS` where they say little.
+
+    The likeliest weight, when the chance to leave is weight / stillness, is departures over the
+    sum of the logarithms of the stays; the weights known before count as so many departures more.
+    """
+    departures = dict.fromkeys(WEIGHTS, float(_FORMER_DEPARTURES))
+    logarithms = {status: _FORMER_DEPARTURES / weight for status, weight in WEIGHTS.items()}
+    for stay in stays:
+        if stay.status in departures:
+            departures[stay.status] += stay.left
+            longer = stay.seconds / _YOUNGEST.total_seconds()
+            logarithms[stay.status] += math.log(max(longer, 1.0))
+    return {status: departures[status] / logarithms[status] for status in departures}
+
+
+def worth_within(worth: float, requests: int, seconds: float, budget: float) -> float:
+    """Return what a request has to be worth, so that looks stay within so many a second.
+
+    The tiles of a listing are asked for at a rate that falls with the root of ``worth``; when the
+    last ``seconds`` took more ``requests`` than the budget, it rises by the square of the excess,
+    and it comes back by a tenth a round.
+    """
+    excess = requests / max(seconds, 1.0) / budget
+    if excess > 1:
+        return min(worth * min(excess, 4.0) ** 2, _MOST_WORTH)
+    return max(WORTH, worth * 0.9)
 
 
 def next_try_not_yet(now: datetime, attempts: int) -> datetime:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from harvester.domain.cadence import Cadence
+from harvester.domain.cadence import Cadence, Stay
 from harvester.domain.errors import StorageUnavailable
 from harvester.domain.orders import (
     Account,
@@ -239,6 +239,13 @@ class Ledger(Protocol):
         """Record served orders: new ones, moves, anomalies, what is owed, when to look next.
 
         ``place`` is the place of the page's first order, as far as the caller knows.
+        """
+        ...
+
+    async def recent_stays(self, count: int, now: datetime) -> list[Stay]:
+        """Return how long the ``count`` orders that moved last were in each of their statuses.
+
+        Only stays that were seen to begin are told.
         """
         ...
 

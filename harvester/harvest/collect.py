@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -22,6 +22,7 @@ from harvester.domain.errors import (
     NotFound,
     StorageUnavailable,
     UnexpectedAnswer,
+    Unreachable,
 )
 from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import Account, CertificateBody, CertificateState
@@ -38,6 +39,10 @@ AT_ONCE = 32
 
 _MEDIA_TYPES = {"application/pdf", "application/octet-stream"}
 _BATCH = 200
+_MOST_LOST = 8
+"""Certificates in a row that are not reached at all before this counts as an outage."""
+
+_OUTAGE_PAUSE = timedelta(minutes=1)
 
 
 class Collector:
@@ -67,6 +72,8 @@ class Collector:
         self._clock = clock
         self._stop = stop
         self._trouble: str | None = None
+        self._lost = 0
+        self._outage_since: datetime | None = None
 
     async def run_once(
         self,
@@ -74,26 +81,38 @@ class Collector:
         untried_since: datetime | None = None,
         progress: Callable[[CollectReport], None] = lambda _: None,
     ) -> CollectReport:
-        """Fetch what is due until nothing is; stop early when the archive takes no files.
+        """Fetch what is due until nothing is; stop early when the archive or Lune is gone.
 
-        A storage fault is no order's fault: nothing is charged to an order and all stay due.
+        Neither is an order's fault: what was not tried stays due. While Lune gives nothing, one
+        certificate a minute is tried, and the rest as soon as one comes.
         """
         report = CollectReport(storage=await self._storage_trouble())
+        width = AT_ONCE
+        if self._outage_since is not None and report.storage is None:
+            # Before it began: the clock was set back.
+            if timedelta(0) <= self._clock() - self._outage_since < _OUTAGE_PAUSE:
+                return report
+            width = 1
+        self._lost = 0
         accounts = {account.id: account for account in await self._ledger.accounts()}
 
         present: set[KnownOrder] = set()
 
         async def collect(order: KnownOrder) -> None:
-            if report.storage is None:
+            if report.storage is None and report.unreachable is None:
                 account = accounts[order.account_id]
                 await self._collect(order, account, report, present=order in present)
                 progress(report)
 
         before: list[KnownOrder] = []
-        while not self._stop.asked and report.storage is None:
+        while not self._stop.asked and report.storage is None and report.unreachable is None:
             now = self._clock()
             batch = await self._ledger.due_certificates(
-                now, self._cadence.horizon(now), _BATCH, scope=scope, untried_since=untried_since
+                now,
+                self._cadence.horizon(now),
+                _BATCH if width > 1 else 1,
+                scope=scope,
+                untried_since=untried_since,
             )
             if not batch or batch == before:
                 break
@@ -102,12 +121,23 @@ class Collector:
             except StorageUnavailable as error:
                 report.storage = str(error)
                 break
-            await in_parallel(batch, collect, width=AT_ONCE, stop=self._stop, name="collect")
+            await in_parallel(batch, collect, width=width, stop=self._stop, name="collect")
             before = batch
+            width = AT_ONCE
         if report.storage is not None and self._trouble is None:
             log.warning("archive takes no files", reason=report.storage)
         self._trouble = report.storage
+        self._note_outage(report)
         return report
+
+    def _note_outage(self, report: CollectReport) -> None:
+        if report.unreachable is not None:
+            if self._outage_since is None:
+                log.warning("no certificate can be had", reason=report.unreachable)
+            self._outage_since = self._clock()
+        elif self._outage_since is not None and report.filed + report.not_yet:
+            log.info("certificates can be had again")
+            self._outage_since = None
 
     async def _storage_trouble(self) -> str | None:
         """Tell whether the archive still takes no files, before any certificate is asked for."""
@@ -147,12 +177,16 @@ class Collector:
         except LuneError as error:
             report.failed += 1
             await self._failed(order, CertificateState.OWED, error)
+            self._lost += isinstance(error, Unreachable)
+            if self._lost >= _MOST_LOST or self._outage_since is not None:
+                report.unreachable = str(error)
         except Exception as error:
             # A fault of ours on one order must not keep the others from their certificates.
             report.failed += 1
             log.exception("collecting broke", account=order.account_id, order=order.id)
             await self._failed(order, CertificateState.FAILED, error)
         else:
+            self._lost = 0
             report.filed += 1
             report.bytes += len(body.data)
 

@@ -47,7 +47,8 @@ class Listing:
 class Reader:
     """Reads listings, stretches of them and single orders; what it finds goes into a report.
 
-    ``top_only`` holds the accounts whose listing did not start where an order's id said.
+    ``top_only`` holds the accounts whose listing did not start where an order's id said; ``looks``
+    counts the requests for open orders.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Reader:
         self._clock = clock
         self._stop = stop
         self.top_only: set[str] = set()
+        self.looks = 0
 
     async def read_listing(
         self,
@@ -135,6 +137,7 @@ class Reader:
         above = await self._ledger.order_above(account.id, order_id)
         if above is None or above.place != place + 1:
             return set()
+        self.looks += 1
         try:
             page = await self._lune.fetch_orders(account, above.order_id)
         except RequestRefused:
@@ -155,6 +158,7 @@ class Reader:
         while waiting and not self._stop.asked:
             order_id = waiting.pop(0)
             now = self._clock()
+            self.looks += 1
             try:
                 order = await self._lune.fetch_order(account, order_id)
             except NotFound:

@@ -31,7 +31,11 @@ class SweepReport:
 
 @dataclass(slots=True)
 class CollectReport:
-    """One round over missing certificates; ``storage`` is set when the archive takes none."""
+    """One round over missing certificates.
+
+    ``storage`` says why the archive takes none, ``unreachable`` why Lune gives none, where that
+    ended the round.
+    """
 
     filed: int = 0
     adopted: int = 0
@@ -39,6 +43,7 @@ class CollectReport:
     failed: int = 0
     bytes: int = 0
     storage: str | None = None
+    unreachable: str | None = None
 
     def add(self, other: CollectReport) -> None:
         """Count another round in."""
@@ -48,3 +53,4 @@ class CollectReport:
         self.failed += other.failed
         self.bytes += other.bytes
         self.storage = other.storage
+        self.unreachable = other.unreachable

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import structlog
 
-from harvester.domain.cadence import Cadence
+from harvester.domain.cadence import Cadence, learn_weights, worth_within
 from harvester.domain.errors import AccountRefused, HarvesterError, KeyRefused, LuneError
 from harvester.domain.orders import Account, Source
 from harvester.domain.planning import plan_account
@@ -21,9 +23,15 @@ log = structlog.get_logger()
 
 ACCOUNTS_AT_ONCE = 4
 
+_STAYS = 2000
+_A_DAY = timedelta(days=1)
+
 
 class Sweep:
-    """Look at accounts: their listings for new orders, their open orders for moves."""
+    """Look at accounts: their listings for new orders, their open orders for moves.
+
+    ``budget`` is how many requests a second may go into looks at open orders.
+    """
 
     def __init__(
         self,
@@ -32,12 +40,17 @@ class Sweep:
         cadence: Cadence,
         clock: Callable[[], datetime],
         stop: Stop,
+        *,
+        budget: float = math.inf,
     ) -> None:
         self._reader = Reader(lune, ledger, cadence, clock, stop)
         self._ledger = ledger
         self._cadence = cadence
         self._clock = clock
         self._stop = stop
+        self._budget = budget
+        self._learned_at: datetime | None = None
+        self._round_at: datetime | None = None
 
     async def run_once(self, followed: Iterable[Account]) -> SweepReport:
         """Sweep the followed accounts that are due, and look at due orders of any account.
@@ -46,6 +59,7 @@ class Sweep:
         """
         report = SweepReport()
         now = self._clock()
+        await self._keep_pace(now)
         horizon = self._cadence.horizon(now)
         due = await self._ledger.due_accounts(now, horizon)
         listed = {account.id for account in followed if account.id in due}
@@ -57,6 +71,21 @@ class Sweep:
 
         await self._each(await self._ledger.accounts(listed | looked), follow)
         return report
+
+    async def _keep_pace(self, now: datetime) -> None:
+        """Learn once a day how readily orders move; ask for less where the budget is short."""
+        cadence = self._reader.cadence
+        if self._learned_at is None or not timedelta(0) <= now - self._learned_at < _A_DAY:
+            stays = await self._ledger.recent_stays(_STAYS, now)
+            cadence = replace(cadence, weights=learn_weights(stays))
+            self._learned_at = now
+        looks, self._reader.looks = self._reader.looks, 0
+        if self._round_at is not None:
+            seconds = (now - self._round_at).total_seconds()
+            worth = worth_within(cadence.worth, looks, seconds, self._budget)
+            cadence = replace(cadence, worth=worth)
+        self._round_at = now
+        self._reader.cadence = cadence
 
     async def drain(
         self,

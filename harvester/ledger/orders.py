@@ -8,14 +8,14 @@ from datetime import datetime
 from sqlalchemy import and_, bindparam, func, literal, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.domain.cadence import Cadence
+from harvester.domain.cadence import Cadence, Stay
 from harvester.domain.lifecycle import TERMINAL, Anomaly, AnomalyKind
 from harvester.domain.orders import Account, OrderPage, Source
 from harvester.domain.records import DueLook, OpenOrder, OrderFilter, Recorded, SweepMark
 from harvester.ledger.engine import Database
 from harvester.ledger.filters import AWAITS_CERTIFICATE, conditions, is_due
 from harvester.ledger.recording import Recorder, count_anomaly
-from harvester.ledger.tables import Instant, accounts, orders
+from harvester.ledger.tables import Instant, accounts, orders, transitions
 
 _NEWEST = 200
 """Orders at the top of a listing among which one has a place."""
@@ -125,6 +125,43 @@ class OrderRecords:
             return await recorder.record(page)
 
         return await self._database.write(work)
+
+    async def recent_stays(self, count: int, now: datetime) -> list[Stay]:
+        """See the port."""
+        recent = (
+            select(orders.c.account_id, orders.c.id)
+            .order_by(orders.c.changed_at.desc())
+            .limit(count)
+            .subquery()
+        )
+        query = (
+            select(
+                transitions.c.account_id,
+                transitions.c.order_id,
+                transitions.c.seq,
+                transitions.c.to_status,
+                transitions.c.observed_at,
+            )
+            .join(
+                recent,
+                and_(
+                    recent.c.account_id == transitions.c.account_id,
+                    recent.c.id == transitions.c.order_id,
+                ),
+            )
+            .order_by(transitions.c.account_id, transitions.c.order_id, transitions.c.seq)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        stays = []
+        for row, later in zip(rows, [*rows[1:], None], strict=True):
+            # When the first status began nobody saw.
+            if row.seq == 1:
+                continue
+            left = later is not None and later.seq == row.seq + 1
+            until = later.observed_at if left and later is not None else now
+            stays.append(Stay(row.to_status, (until - row.observed_at).total_seconds(), left))
+        return stays
 
     async def record_missing(
         self, account_id: str, order_id: str, at: datetime, due: datetime

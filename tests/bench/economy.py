@@ -14,10 +14,10 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from harvester.domain.cadence import Cadence
+from harvester.domain.cadence import Cadence, worth_within
 from harvester.domain.lifecycle import COMPLETE, PAID, PLACED, RECEIVED, RETIRING
 from harvester.domain.planning import PAGE_SIZE, plan_account
 
@@ -100,10 +100,13 @@ class History:
 class Follower:
     """The harvest as the simulation needs it: planner and cadence, no ledger and no network."""
 
-    def __init__(self, history: History, cadence: Cadence, *, by_cursor: bool) -> None:
+    def __init__(
+        self, history: History, cadence: Cadence, *, by_cursor: bool, budget: float = math.inf
+    ) -> None:
         self._history = history
         self._cadence = cadence
         self._by_cursor = by_cursor
+        self._budget = budget
         self._heap: list[tuple[float, int]] = []
         self.figures = Figures(history.days)
 
@@ -123,7 +126,11 @@ class Follower:
             read_newest = now >= next_sweep
             if read_newest:
                 next_sweep = now + interval
+            before = self.figures.requests
             newest = self._round(now, newest, read_newest=read_newest)
+            spent = self.figures.requests - before
+            worth = worth_within(self._cadence.worth, spent, tick, self._budget)
+            self._cadence = replace(self._cadence, worth=worth)
         return self.figures
 
     def _round(self, now: float, newest: int, *, read_newest: bool) -> int:
@@ -227,9 +234,14 @@ def economy(open_orders: int, days: float, every: float = 300.0) -> dict[str, Fi
     cadence = Cadence(timedelta(seconds=every), timedelta(hours=6))
     found = plain_ways(History(open_orders, days), every)
     for name, by_cursor in (("harvester", True), ("harvester, no cursor", False)):
-        found[name] = Follower(History(open_orders, days), cadence, by_cursor=by_cursor).run()
+        found[name] = Follower(
+            History(open_orders, days), cadence, by_cursor=by_cursor, budget=_BUDGET
+        ).run()
     return found
 
+
+_BUDGET = 6.0
+"""Requests a second for looks: half of the default rate, as the program has it."""
 
 _DAYS = {100: 10.0, 1_000: 4.0, 10_000: 1.0, 100_000: 0.25}
 
@@ -252,8 +264,3 @@ def measure(*, small: bool) -> list[dict[str, object]]:
                 }
             )
     return rows
-
-
-if __name__ == "__main__":
-    for row in measure(small=False):
-        print(row)  # noqa: T201

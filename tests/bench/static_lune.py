@@ -26,7 +26,8 @@ ACCOUNT = "benchaccount00000000000000000001"
 KEY = "key-of-the-benchmark"
 
 _CONFIG = """
-daemon off; worker_processes 1; user root; error_log {folder}/error.log; pid {folder}/nginx.pid;
+daemon off; worker_processes 1; {user}
+error_log {folder}/error.log; pid {folder}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; sendfile on; keepalive_requests 1000000; default_type application/json;
@@ -68,8 +69,9 @@ def static_lune(folder: Path, certificates: int, size: int) -> Iterator[StaticLu
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = folder / "nginx.conf"
-    config.write_text(_CONFIG.format(folder=folder, port=port))
-    process = subprocess.Popen([nginx, "-c", str(config), "-p", str(folder)])  # noqa: S603
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(_CONFIG.format(folder=folder, port=port, user=user))
+    process = subprocess.Popen([nginx, "-c", str(config), "-p", str(folder)])
     try:
         _await_port(port)
         yield StaticLune(f"http://127.0.0.1:{port}/v1", order_ids, digests)
@@ -93,7 +95,7 @@ def _await_port(port: int) -> None:
 def _write_files(
     folder: Path, certificates: int, size: int
 ) -> tuple[tuple[str, ...], frozenset[str]]:
-    rng = random.Random(certificates)  # noqa: S311 - the same files each time
+    rng = random.Random(certificates)
     (folder / "certificates").mkdir(parents=True)
     (folder / "pages").mkdir()
     order_ids, digests = [], set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harvester.domain.cadence import Stay
 from harvester.domain.orders import Order, OrderPage, Source
 from harvester.domain.records import DueLook, Recorded
 from tests.contract.ledger_cases import ACCOUNT, CADENCE, CLIENT, HOUR, MINUTE, NOW, Kept, order
@@ -62,3 +63,14 @@ async def test_the_order_above_is_the_next_newer_one(kept: Kept) -> None:
     assert await kept.ledger.order_above("acct", "o0") is None
     assert await kept.ledger.order_above("acct", "never") is None
     assert await kept.ledger.newest_place("nobody") is None
+
+
+async def test_recent_stays_are_told_but_for_those_nobody_saw_begin(kept: Kept) -> None:
+    for hours, status in enumerate(("placed", "paid", "retiring")):
+        await kept.see(order("o1", status), at=NOW + hours * HOUR)
+    await kept.see(order("o2", "paid"), order("o3", "complete"), at=NOW)
+    assert await kept.ledger.recent_stays(10, NOW + 4 * HOUR) == [
+        Stay("paid", 3600.0, left=True),
+        Stay("retiring", 7200.0, left=False),
+    ]
+    assert len(await kept.ledger.recent_stays(1, NOW + 4 * HOUR)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -11,10 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.domain.cadence import (
+    WEIGHTS,
+    WORTH,
     Cadence,
+    Stay,
+    learn_weights,
     next_try_after_fault,
     next_try_not_yet,
     state_while_missing,
+    worth_within,
 )
 from harvester.domain.lifecycle import PAID, STATUSES
 from harvester.domain.orders import CertificateState
@@ -157,3 +163,41 @@ def test_a_certificate_is_owed_at_complete_and_only_on_request_while_retiring() 
     statuses = (*STATUSES, "unheard of")
     assert {one for one in statuses if USUAL.owes_certificate(one)} == {"complete"}
     assert {one for one in statuses if eager.owes_certificate(one)} == {"complete", "retiring"}
+
+
+def stays_of(weight: float, count: int, seed: int = 1) -> list[Stay]:
+    """Return stays whose chance to end is weight / stillness, cut off after a year."""
+    dice = random.Random(seed)
+    found = []
+    for _ in range(count):
+        seconds = 60 * (1 - dice.random()) ** (-1 / weight)
+        year = 365 * 86_400.0
+        found.append(Stay(PAID, min(seconds, year), left=seconds < year))
+    return found
+
+
+@pytest.mark.parametrize("weight", [0.2, 0.5, 1.5])
+def test_weights_are_learned_from_how_long_orders_stayed(weight: float) -> None:
+    assert learn_weights(stays_of(weight, 4000))[PAID] == pytest.approx(weight, rel=0.08)
+
+
+def test_few_stays_change_little_and_none_change_nothing() -> None:
+    assert learn_weights([]) == pytest.approx(WEIGHTS)
+    assert learn_weights(stays_of(5.0, 2))[PAID] == pytest.approx(WEIGHTS[PAID], rel=0.2)
+
+
+def test_a_status_nobody_knows_teaches_nothing() -> None:
+    assert learn_weights([Stay("odd", 5.0, left=True)] * 1000) == pytest.approx(WEIGHTS)
+
+
+@given(st.floats(1, 1e6), st.integers(0, 10**6), st.floats(0, 1e6), st.floats(0.01, 1e4))
+def test_requests_are_worth_more_only_while_the_budget_is_exceeded(
+    worth: float, requests: int, seconds: float, budget: float
+) -> None:
+    now = worth_within(worth, requests, seconds, budget)
+    exceeded = requests / max(seconds, 1.0) > budget
+    assert now > worth if exceeded else WORTH <= now <= worth
+
+
+def test_twice_the_budget_makes_a_request_worth_four_times_as_much() -> None:
+    assert worth_within(10.0, 1200, 60.0, 10.0) == pytest.approx(40.0)
