@@ -52,8 +52,8 @@ class Answer:
     """A whole answer: what was asked, status, the headers that count, the body.
 
     ``served_at`` is the server's clock in seconds since the epoch, None when it told no date.
-    ``path`` is the URL path without its query; ``cf_ray`` is fit to be shown. The body of an
-    answer other than 200 may be cut.
+    ``path`` is the URL path without its query; ``cf_ray`` and ``lune_version`` are fit to be shown.
+    The body of an answer other than 200 may be cut.
     """
 
     method: str
@@ -64,6 +64,7 @@ class Answer:
     retry_after: str | None
     cf_ray: str | None
     served_at: float | None
+    lune_version: str | None
     body: bytes = field(repr=False)
 
     def unexpected(self, message: str) -> UnexpectedAnswer:

@@ -7,8 +7,9 @@ arrived. None of that happens here.
 
 from __future__ import annotations
 
-import errno
+import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,11 +17,12 @@ from types import SimpleNamespace
 from typing import Final
 
 import aiohttp
-from aiohttp.tracing import Trace
 from yarl import URL
 
-from harvester.domain.errors import LuneError, UnexpectedAnswer, Unreachable
+from harvester.domain.errors import LuneError, Unreachable
 from harvester.lune.answers import Answer, AnswerTooLarge, Redact, printable_token
+from harvester.lune.connector import CleanConnector, GuardedResolver, Lookup
+from harvester.lune.failures import TooSlow, describe
 from harvester.lune.retry import StaleConnection
 
 _ERROR_CAP: Final = 65_536  # bytes of an answer that is an error anyway
@@ -28,23 +30,27 @@ _ERROR_CAP: Final = 65_536  # bytes of an answer that is an error anyway
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long a request may take, in seconds.
+    """How long a request may take, in seconds, and how slow its answer may be.
 
-    ``connect`` is for the connection, TLS included; ``read`` for the head of the answer and for
-    each silence after it; ``total`` and ``certificate_total`` for everything.
+    ``connect`` is for the connection, look-up and TLS included; ``read`` for the head of the answer
+    and for each silence after it; ``total`` and ``certificate_total`` for everything. A body of
+    which less than ``floor`` bytes a second come over ``floor_window`` seconds is given up.
     """
 
     connect: float = 10.0
     read: float = 20.0
     total: float = 60.0
     certificate_total: float = 120.0
+    floor: float = 1024.0
+    floor_window: float = 30.0
 
 
 class Exchange:
     """The one HTTP session; an asynchronous context manager.
 
     ``headers`` go with every request, ``redact`` hides the key in what is served, ``connections``
-    is how many may be open at once and ``tls`` replaces the system's trust.
+    is how many may be open at once, ``tls`` replaces the system's trust and ``lookup`` its name
+    service.
     """
 
     def __init__(
@@ -55,12 +61,14 @@ class Exchange:
         deadlines: Deadlines,
         connections: int,
         tls: ssl.SSLContext | None,
+        lookup: Lookup = socket.getaddrinfo,
     ) -> None:
         self._headers = headers
         self._redact = redact
         self._deadlines = deadlines
         self._connections = connections
         self._tls = tls
+        self._lookup = lookup
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> None:
@@ -68,7 +76,11 @@ class Exchange:
         reuse.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
             headers={"Accept-Encoding": "identity", **self._headers},
-            connector=_CleanConnector(limit=self._connections, ssl=self._tls or True),
+            connector=CleanConnector(
+                limit=self._connections,
+                ssl=self._tls or True,
+                resolver=GuardedResolver(self._lookup),
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -99,7 +111,7 @@ class Exchange:
         if self._session is None:
             raise RuntimeError("the client is used outside of its async with block")
         timeout = aiohttp.ClientTimeout(
-            total=total, sock_connect=self._deadlines.connect, sock_read=self._deadlines.read
+            total=total, connect=self._deadlines.connect, sock_read=self._deadlines.read
         )
         connection = SimpleNamespace(reused=False)
         try:
@@ -112,29 +124,33 @@ class Exchange:
                 allow_redirects=False,
                 trace_request_ctx=connection,
             ) as response:
-                return await _read(response, cap, self._redact)
+                return await _read(response, cap, self._redact, self._deadlines)
         except _NoAnswerError as failure:
             kind: type[LuneError] = StaleConnection if connection.reused else Unreachable
-            word = _describe(failure.reason)[1]
+            word = describe(failure.reason)[1]
         except (aiohttp.ClientError, OSError) as error:
-            kind, word = _describe(error)
+            kind, word = describe(error)
         # Outside of the handlers: what aiohttp raises can hold headers, and the key is one.
         raise kind(word, method=method, path=url.raw_path)
 
 
-async def _read(response: aiohttp.ClientResponse, cap: int, redact: Redact) -> Answer:
+async def _read(
+    response: aiohttp.ClientResponse, cap: int, redact: Redact, deadlines: Deadlines
+) -> Answer:
     path = response.url.raw_path
     headers = response.headers
     body = bytearray()
     good = response.status == 200
     cap = cap if good else _ERROR_CAP
     over = (response.content_length or 0) > cap
+    floor = _Floor(deadlines)
     try:
         if not over:
             async for chunk in response.content.iter_any():
                 body += chunk
                 if over := len(body) > cap:
                     break
+                floor.check(len(body))
     except (aiohttp.ClientError, OSError):
         if good:
             raise
@@ -150,6 +166,7 @@ async def _read(response: aiohttp.ClientResponse, cap: int, redact: Redact) -> A
         retry_after=headers.get("Retry-After"),
         cf_ray=printable_token(headers.get("CF-Ray"), redact),
         served_at=_instant(headers.get("Date")),
+        lune_version=printable_token(headers.get("Lune-Version"), redact),
         body=bytes(body),
     )
     if over and good:
@@ -170,27 +187,23 @@ def _instant(date: str | None) -> float | None:
         return None
 
 
-def _describe(error: BaseException) -> tuple[type[LuneError], str]:
-    """Return the class and a short word for a failure of the connection."""
-    words: tuple[tuple[type[BaseException], str], ...] = (
-        (aiohttp.ClientConnectorDNSError, "dns"),
-        (aiohttp.ClientConnectorCertificateError, "tls: certificate refused; is the clock right?"),
-        (aiohttp.ClientSSLError, "tls"),
-        (ssl.SSLError, "tls"),
-        (aiohttp.ConnectionTimeoutError, "timeout: no connection in time"),
-        (aiohttp.SocketTimeoutError, "timeout: no bytes in time"),
-        (TimeoutError, "timeout: not whole in time"),
-        (aiohttp.ClientConnectorError, "connect"),
-        (aiohttp.ClientPayloadError, "truncated: the body was cut short"),
-        (aiohttp.ServerDisconnectedError, "disconnected before an answer"),
-        (OSError, "disconnected"),
-    )
-    for kind, word in words:
-        if isinstance(error, kind):
-            number = getattr(error, "errno", None)
-            name = errno.errorcode.get(number, "") if isinstance(number, int) else ""
-            return Unreachable, f"{word}: {name}" if name else word
-    return UnexpectedAnswer, "protocol: not an HTTP answer"
+class _Floor:
+    """The least a body has to grow by, from one window to the next."""
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._window = deadlines.floor_window
+        self._least = deadlines.floor * deadlines.floor_window
+        self._ends_at = time.monotonic() + self._window
+        self._size = 0
+
+    def check(self, size: int) -> None:
+        """Raise when a window has ended with too little in it; ``size`` is the body's so far."""
+        now = time.monotonic()
+        if now < self._ends_at:
+            return
+        if size - self._size < self._least:
+            raise TooSlow
+        self._ends_at, self._size = now + self._window, size
 
 
 class _NoAnswerError(Exception):
@@ -220,23 +233,3 @@ async def _note_reuse(
     _params: aiohttp.TraceConnectionReuseconnParams,
 ) -> None:
     context.trace_request_ctx.reused = True
-
-
-class _CleanConnector(aiohttp.TCPConnector):
-    """Hand out no idle connection on which something has arrived since.
-
-    Such bytes would be taken for the answer to the next request: one order would be filed with
-    another's certificate.
-    """
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
-    ) -> aiohttp.connector.Connection:
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
-            connection.close()

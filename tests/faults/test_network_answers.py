@@ -1,20 +1,304 @@
-"""Answers that are cut, stretched, or no answers at all."""
+"""Answers that are cut, stretched, stuffed, or no answers at all."""
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import tracemalloc
+
+from harvester.harvest.drain import DrainReport
+from harvester.lune import Deadlines
+from harvester.sandbox.world import Order
+from tests.acceptance.harness import events
 from tests.faults.catalogue import fault
-from tests.faults.scene import Scene
-from tests.faults.wire import response, saying
+from tests.faults.scene import HASTY, Scene
+from tests.faults.wire import Answer, Exchange, reset, response, saying, silence, trickle
+
+PDF = "application/pdf"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/pdf\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+SHORT = Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0)
 
 
-@fault("N7")
-async def test_a_body_shorter_than_its_length_is_fetched_again(scene: Scene) -> None:
+async def drain_once_faulty(
+    scene: Scene, *answers: Answer, deadlines: Deadlines = HASTY
+) -> DrainReport:
+    """Drain as many complete orders as there are answers, each of which is given once."""
+    for answer in answers:
+        scene.order()
+        scene.wire.script(answer, "certificate")
+    return await scene.drain(deadlines=deadlines)
+
+
+def require_all_filed(scene: Scene, report: DrainReport, orders: int) -> None:
+    """Require that each order took two requests, and what is filed is what Lune has."""
+    assert report.collected.filed == orders
+    assert report.unfinished == []
+    assert scene.wire.count("certificate") == 2 * orders
+    assert stored(scene) == sorted(certificate(scene, order) for order in all_orders(scene))
+
+
+def all_orders(scene: Scene) -> list[Order]:
+    return [order for account in scene.lune.accounts for order in scene.lune.orders(account.id)]
+
+
+def certificate(scene: Scene, order: Order) -> bytes:
+    data = scene.lune.certificate(order.id)
+    assert data is not None
+    return data
+
+
+def stored(scene: Scene) -> list[bytes]:
+    return sorted((scene.home.archive / name).read_bytes() for name in scene.home.files())
+
+
+def reasons(scene: Scene) -> str:
+    """Return why requests were made again, a line each."""
+    return "\n".join(one["reason"] for one in events(scene.log_text(), "asked again"))
+
+
+def cut(share: float, *, then: Answer | None = None) -> Answer:
+    """Say this share of the real answer, then close, or do something else."""
+
+    async def answer(exchange: Exchange) -> None:
+        whole = await exchange.upstream()
+        await exchange.say(whole[: int(len(whole) * share)])
+        await asyncio.sleep(0.05)  # so that it has arrived before the end of it does
+        if then is None:
+            exchange.writer.close()
+        else:
+            await then(exchange)
+
+    return answer
+
+
+def stuffed(extra: bytes) -> Answer:
+    """Answer as Lune does, and say something more in the same breath that nobody asked for."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.say(await exchange.upstream() + extra)
+
+    return answer
+
+
+@fault("N3")
+async def test_an_order_without_an_answer_keeps_no_other_waiting(scene: Scene) -> None:
+    scene.order()
+    report = await drain_once_faulty(scene, silence, deadlines=SHORT)
+    assert report.collected.filed == 2
+    assert scene.wire.count("certificate") == 3
+    happened = [one["event"] for one in events(scene.log_text())]
+    assert happened.index("certificate filed") < happened.index("asked again")
+    assert "timeout: no bytes in time" in reasons(scene)
+
+
+@fault("N4")
+async def test_a_certificate_that_trickles_is_given_up_long_before_its_deadline(
+    scene: Scene,
+) -> None:
+    patient = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.3)
+    crawl = trickle(response(200, b"%PDF-" * 200, PDF), pause=0.02)
+    report = await drain_once_faulty(scene, crawl, deadlines=patient)
+    require_all_filed(scene, report, 1)
+    assert "timeout: too few bytes in time" in reasons(scene)
+
+
+@fault("N4")
+async def test_a_listing_that_trickles_is_left_at_its_deadline(scene: Scene) -> None:
+    scene.order("paid")
+    scene.wire.script(trickle(response(200, b" " * 10_000), pause=0.02), "orders")
+    report = await scene.drain(deadlines=Deadlines(read=5, total=0.5))
+    assert report.swept.new == 1
+    assert "timeout: not whole in time" in reasons(scene)
+
+
+@fault("N4")
+async def test_a_slow_certificate_above_the_floor_is_waited_for(scene: Scene) -> None:
+    async def slowly(exchange: Exchange) -> None:
+        whole = await exchange.upstream()
+        await trickle(whole, pause=0.02, size=len(whole) // 25)(exchange)
+
+    patient = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.1)
+    report = await drain_once_faulty(scene, slowly, deadlines=patient)
+    assert report.collected.filed == 1
+    assert scene.wire.count("certificate") == 1
+
+
+@fault("N5", "N6", "N7")
+async def test_a_certificate_cut_on_its_way_is_fetched_again(scene: Scene) -> None:
+    cuts = (
+        cut(0.5, then=silence),
+        cut(0.01, then=reset),
+        cut(0.5, then=reset),
+        reset,
+        cut(0.5),
+        saying(CHUNKED, b"10\r\n%PDF-", close=True),
+    )
+    report = await drain_once_faulty(scene, *cuts, deadlines=SHORT)
+    require_all_filed(scene, report, len(cuts))
+    assert "timeout: no bytes in time" in reasons(scene)
+    assert "truncated" in reasons(scene)
+
+
+@fault("N5", "N6")
+async def test_a_listing_cut_on_its_way_is_read_again(scene: Scene) -> None:
+    for account, answer in zip(
+        scene.lune.accounts, (cut(0.9, then=silence), cut(0.9, then=reset)), strict=True
+    ):
+        scene.order("paid", account_id=account.id)
+        scene.wire.script(answer, "orders")
+    report = await scene.drain(deadlines=SHORT)
+    assert (report.swept.new, report.unfinished) == (2, [])
+    assert scene.wire.count("orders") == 4
+
+
+@fault("N8", "N9")
+async def test_a_certificate_whose_cut_nobody_announced_is_no_whole_pdf(scene: Scene) -> None:
+    first, second = scene.order(), scene.order()
+    part = certificate(scene, first)[:-600]
+    scene.wire.script(saying(HEAD + b"\r\n" + part, close=True), "certificate")
+    scene.wire.script(saying(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part)), "certificate")
+    report = await scene.drain()
+    assert report.collected.failed == 2
+    assert stored(scene) == []
+    assert len(report.unfinished) == 2
+    kept = [path for path in (scene.home.archive / "quarantine").rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in kept].count(part) == 2
+
+    report = await scene.drain()
+    assert report.collected.filed == 2
+    assert stored(scene) == sorted(certificate(scene, order) for order in (first, second))
+
+
+@fault("N10")
+async def test_what_follows_an_answer_reaches_no_file_and_no_other_order(scene: Scene) -> None:
+    forged = response(200, b"%PDF-1.4 forged " + b" " * 2000 + b"%%EOF\n", PDF)
+    answers = [stuffed(b"junk"), stuffed(forged), stuffed(b"\0"), stuffed(forged * 2)]
+    for _ in range(8):
+        scene.order()
+    report = await drain_once_faulty(scene, *answers)
+    assert (report.collected.filed, report.collected.failed) == (12, 0)
+    assert stored(scene) == sorted(certificate(scene, order) for order in all_orders(scene))
+
+
+@fault("N11")
+async def test_a_compressed_answer_is_never_unpacked(scene: Scene) -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    scene.wire.script(saying(response(200, bomb, PDF, Content_Encoding="gzip")), "certificate")
+    scene.wire.script(saying(response(200, bomb, Content_Encoding="gzip")), "orders")
+    scene.order()
+    tracemalloc.start()
+    try:
+        report = await scene.drain()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert report.collected.filed == 1
+    assert peak < 20_000_000
+    assert reasons(scene).count("an encoding that was not asked for") == 2
+    assert {seen.headers["accept-encoding"] for seen in scene.wire.requests} == {"identity"}
+
+
+class Endless:
+    """Answer for ever; ``said`` is how many bytes the harvester let itself be told."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+        self.said = 0
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await exchange.say(self._head)
+        while True:
+            await exchange.say(bytes(262_144))
+            self.said += 262_144
+
+
+@fault("N12")
+async def test_an_endless_answer_is_left_at_its_cap(scene: Scene) -> None:
+    certificate_answer = Endless(HEAD + b"\r\n")
+    page = Endless(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+    scene.wire.script(certificate_answer, "certificate")
+    scene.wire.script(page, "orders")
+    scene.order()
+    scene.order()
+    report = await scene.drain(deadlines=Deadlines(certificate_total=30, total=30))
+    assert (report.collected.failed, report.collected.filed) == (1, 1)
+    assert scene.wire.count("certificate") == 2
+    in_buffers = 16 * 2**20
+    assert 32 * 2**20 <= certificate_answer.said < 32 * 2**20 + in_buffers
+    assert 8 * 2**20 <= page.said < 8 * 2**20 + in_buffers
+    assert "too large" in report.unfinished[0]
+
+
+@fault("N24")
+async def test_what_is_not_http_is_asked_again_and_quoted_nowhere(scene: Scene) -> None:
+    scene.secrets.append("CANARY-header-value")
+    field = b"X-Odd: CANARY-header-value"
+    noise = (
+        b"HTTP/1.1 200 OK\r\n" + field + b"x" * 1_000_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + (field + b"\r\n") * 10_000 + b"\r\n",
+        b"HTTP/1.1 CANARY-header-value\r\n\r\n",
+        b"SSH-2.0-CANARY-header-value\r\n\r\n",
+        HEAD + field.replace(b":", b"") + b"\r\n\r\n",
+        HEAD + field + b"\r\nContent-Length: CANARY-header-value\r\n\r\n",
+    )
+    report = await drain_once_faulty(scene, *(saying(one, close=True) for one in noise))
+    require_all_filed(scene, report, len(noise))
+    assert reasons(scene).count("protocol: not an HTTP answer") == len(noise)
+    assert "Traceback" not in scene.log_text()
+
+
+@fault("N24")
+async def test_a_folded_header_line_forges_no_other(scene: Scene) -> None:
     order = scene.order()
-    whole = scene.lune.certificate(order.id)
-    assert whole is not None
-    cut = response(200, whole, "application/pdf")[: -len(whole) // 2]
-    scene.wire.script(saying(cut, close=True), "certificate")
+    whole = certificate(scene, order)
+    fold = b"X-Odd: first\r\n Content-Length: 5\r\nContent-Length: %d\r\n\r\n" % len(whole)
+    scene.wire.script(saying(HEAD + fold + whole), "certificate")
     report = await scene.drain()
     assert report.collected.filed == 1
-    assert scene.wire.count("certificate") == 2
-    assert scene.home.files()
+    assert stored(scene) == [whole]
+
+
+async def endless_hints(exchange: Exchange) -> None:
+    while True:
+        await exchange.say(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await asyncio.sleep(0.01)
+
+
+@fault("N25")
+async def test_nothing_but_a_200_is_a_certificate(scene: Scene) -> None:
+    body = certificate(scene, scene.order())
+    scene.wire.script(saying(response(206, body, PDF)), "certificate")
+    odd = (
+        saying(response(206, body, PDF, Content_Range=f"bytes 0-{len(body) - 1}/{len(body)}")),
+        saying(response(203, body, PDF)),
+        saying(b"HTTP/1.1 204 No Content\r\n\r\n"),
+        saying(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+        endless_hints,
+    )
+    deadlines = Deadlines(read=1.0, certificate_total=1.0)
+    report = await drain_once_faulty(scene, *odd, deadlines=deadlines)
+    require_all_filed(scene, report, len(odd) + 1)
+    assert reasons(scene).count("a status the API does not serve") == len(odd)
+
+
+@fault("N25")
+async def test_nothing_but_a_200_is_a_listing(scene: Scene) -> None:
+    for account, status in zip(scene.lune.accounts, (204, 206), strict=True):
+        scene.order("paid", account_id=account.id)
+        page = b'{"has_more": false, "next_cursor": null, "data": []}' if status == 206 else b""
+        scene.wire.script(saying(response(status, page)), "orders")
+    report = await scene.drain()
+    assert (report.swept.new, report.unfinished) == (2, [])
+    assert reasons(scene).count("a status the API does not serve") == 2
+
+
+@fault("N25")
+async def test_a_100_continue_before_the_answer_does_no_harm(scene: Scene) -> None:
+    async def continued(exchange: Exchange) -> None:
+        await exchange.say(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await exchange.say(await exchange.upstream())
+
+    report = await drain_once_faulty(scene, continued)
+    assert report.collected.filed == 1
+    assert scene.wire.count("certificate") == 1

@@ -1,0 +1,145 @@
+"""Connections that are refused, swallowed, lost while idle, or meant to go elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.app import Harvest
+from harvester.domain.orders import Account, Order
+from harvester.lune import Deadlines
+from tests.acceptance.harness import events, until
+from tests.faults.catalogue import fault
+from tests.faults.relay import Relay, bound, deaf, relaying
+from tests.faults.scene import HASTY, Scene
+from tests.faults.wire import Answer, Exchange, hang_up, silence, through
+
+SHORT = Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0)
+
+
+async def drain_until_it_listens(scene: Scene, word: str, *, deaf_first: bool) -> None:
+    """Drain against a port that nobody answers on, and answer once the log says so."""
+    relay = Relay(scene.wire.base_url)
+    with closing(bound()) as sock:
+        scene.home.configure(lune__base_url=f"http://127.0.0.1:{sock.getsockname()[1]}/v1")
+        if deaf_first:
+            with deaf(sock):
+                draining = asyncio.create_task(scene.drain(deadlines=SHORT))
+                await until(lambda: word in scene.log_text())
+        else:
+            draining = asyncio.create_task(scene.drain(deadlines=SHORT))
+            await until(lambda: word in scene.log_text())
+        await relay.listen(sock)
+        report = await draining
+        await relay.stop()
+    assert report.unfinished == []
+    assert report.swept.changed == 0
+
+
+@fault("N1")
+async def test_a_refused_connection_is_tried_again_and_moves_no_order(scene: Scene) -> None:
+    scene.order("paid")
+    await scene.drain()
+    await drain_until_it_listens(scene, "connect: ECONNREFUSED", deaf_first=False)
+
+
+@fault("N2")
+async def test_a_connection_that_nobody_takes_is_given_up_and_tried_again(scene: Scene) -> None:
+    scene.order("paid")
+    await scene.drain()
+    await drain_until_it_listens(scene, "timeout: no connection in time", deaf_first=True)
+
+
+@fault("N13")
+async def test_a_kept_connection_that_went_dead_is_replaced_by_a_new_one(scene: Scene) -> None:
+    order = scene.order("paid")
+    async with scene.open(deadlines=SHORT) as harvest:
+        account = await learn(harvest)
+        scene.wire.script(silence, "order")
+        assert (await harvest.lune.fetch_order(account, order.id)).id == order.id
+    before, lost, found = scene.wire.requests[-3:]
+    assert before.connection == lost.connection != found.connection
+
+
+async def close_afterwards(exchange: Exchange) -> None:
+    await through(exchange)
+    exchange.writer.close()
+
+
+@fault("N14")
+@pytest.mark.parametrize(("answer", "asked"), [(close_afterwards, 1), (hang_up, 2)])
+async def test_a_connection_closed_between_requests_costs_no_back_off(
+    scene: Scene, answer: Answer, asked: int
+) -> None:
+    order = scene.order("paid")
+    async with scene.open() as harvest:
+        account = await learn(harvest)
+        scene.wire.script(answer, "order")
+        for _ in range(2):
+            assert (await harvest.lune.fetch_order(account, order.id)).id == order.id
+    assert scene.wire.count("order") == asked + 1
+    again = events(scene.log_text(), "asked again")
+    assert {one["error"] for one in again} <= {"StaleConnection"}
+
+
+@fault("N22")
+async def test_ten_thousand_cancelled_requests_leave_the_pool_as_it_was(scene: Scene) -> None:
+    scene.home.configure(lune__rate_limit=100_000)
+    order = scene.order("paid")
+    async with scene.open(deadlines=HASTY) as harvest:
+        account = await learn(harvest)
+        scene.wire.script(silence, "order", times=float("inf"))
+        for turns in range(20):
+            await cancel_five_hundred(
+                scene, partial(harvest.lune.fetch_order, account, order.id), turns
+            )
+        scene.wire.clear()
+        assert (await harvest.lune.fetch_order(account, order.id)).id == order.id
+
+
+async def cancel_five_hundred(
+    scene: Scene, fetch: Callable[[], Coroutine[Any, Any, Order]], turns: int
+) -> None:
+    """Cancel that many requests as they queue, connect, send or, in odd rounds, wait."""
+    asked = scene.wire.count("order")
+    calls = [asyncio.create_task(fetch()) for _ in range(500)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if turns % 2:
+        await until(lambda: scene.wire.count("order") > asked)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+@fault("N23")
+async def test_proxies_and_logins_of_the_environment_are_not_used(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.order()
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password something\n")
+    netrc.chmod(0o600)
+    async with relaying() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.setenv("NETRC", str(netrc))
+        report = await scene.drain()
+    assert report.collected.filed == 1
+    assert proxy.connections == 0
+    said = {seen.headers["authorization"] for seen in scene.wire.requests}
+    assert said == {f"Bearer {scene.lune.key}"}
+
+
+async def learn(harvest: Harvest) -> Account:
+    """Drain, so that the order is known and a connection kept; return whose it is."""
+    await harvest.drain().run()
+    return next(one for one in await harvest.book.accounts() if one.is_default)
