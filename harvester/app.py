@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
+from prometheus_client import Histogram
 
 from harvester import __version__
 from harvester.archive.directory import DirectoryArchive
+from harvester.archive.durable import make_root
 from harvester.archive.layout import Layout
 from harvester.archive.pdf import check_pdf
+from harvester.archive.reading import CertificateReader
 from harvester.domain.cadence import Cadence
-from harvester.domain.errors import LedgerUnavailable, StorageUnavailable
+from harvester.domain.errors import ConfigurationError, LedgerUnavailable, StorageUnavailable
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
 from harvester.harvest.daemon import Daemon
@@ -28,13 +31,23 @@ from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracker
 from harvester.ledger import migrate
 from harvester.ledger.engine import Database
+from harvester.ledger.figures import last_sweep
 from harvester.ledger.lock import LedgerLock
 from harvester.ledger.sql import SqlLedger
 from harvester.lune import Deadlines, LuneClient, Pacer
+from harvester.metrics import MeasuredDatabase, MeasuredSweep, Metrics, sweep_seconds
 from harvester.settings import Settings
+from harvester.web.address import check_token
+from harvester.web.api import Api
 from harvester.web.control import control_app, serve_control
+from harvester.web.health import Health, Probe
+from harvester.web.listener import serve_listener
+from harvester.web.site import make_site
 
 log = structlog.get_logger()
+
+_SHARE_OF_LOOKS = 0.5
+"""How much of the rate looks at open orders may use; certificates and listings have the rest."""
 
 
 def now() -> datetime:
@@ -48,13 +61,14 @@ class Harvest:
 
     settings: Settings
     cadence: Cadence
-    database: Database
+    database: MeasuredDatabase
     ledger: SqlLedger
     archive: DirectoryArchive
     lune: LuneClient
     pacer: Pacer
     book: AccountBook
     sweep: Sweep
+    sweep_seconds: Histogram
     collector: Collector
     tracker: Tracker
     placer: Placer
@@ -81,7 +95,8 @@ class Harvest:
         )
 
     async def run_daemon(self) -> None:
-        """Run the service until asked to stop, taking orders over the local socket meanwhile."""
+        """Run the service until asked to stop, taking orders over socket and listener meanwhile."""
+        check_token(self.settings.http.address, self.settings.http_token)
         daemon = Daemon(
             lune=self.lune,
             book=self.book,
@@ -93,21 +108,106 @@ class Harvest:
             requests=self.requests,
             stop=self.stop,
         )
-        control = control_app(
-            self.tracker, self.placer, self.book, self.ledger, self.archive, now, daemon.wake
-        )
-        async with serve_control(control, self.settings.database.path):
+        async with AsyncExitStack() as served:
+            health = self._health(daemon)
+            served.push_async_callback(health.close)
+            control = control_app(
+                self.tracker,
+                self.placer,
+                self.book,
+                self.ledger,
+                self.archive,
+                now,
+                daemon.wake,
+                health.routes(),
+            )
+            await served.enter_async_context(serve_control(control, self.settings.database.path))
+            await served.enter_async_context(self._listening(daemon, health))
             log.info("started", version=__version__, ledger=str(self.settings.database.path))
             await daemon.run_forever()
         log.info("stopped")
 
+    def metrics(
+        self,
+        daemon: Daemon | None = None,
+        health: Health | None = None,
+        reading: Database | None = None,
+    ) -> Metrics:
+        """Make what there is to scrape, for the service or for a drain."""
+        return Metrics(
+            database=self.database,
+            reading=reading or self.database,
+            sweep_seconds=self.sweep_seconds,
+            pacer=self.pacer,
+            requests=self.lune.outcomes,
+            free_bytes=self.archive.free_bytes,
+            ready=None if health is None else health.ready,
+            lag=None if daemon is None else daemon.watch,
+            sweep_interval=self.cadence.sweep_interval,
+            clock=now,
+        )
+
+    def _health(self, daemon: Daemon) -> Health:
+        async def sweep_age() -> timedelta | None:
+            at = now()
+            last = await last_sweep(self.database, at, 2 * self.cadence.sweep_interval)
+            return None if last is None else at - last
+
+        return Health(
+            progress=daemon.watch,
+            requests=self.requests,
+            key_refused=lambda: self.lune.refused,
+            sweep_age=sweep_age,
+            sweep_interval=self.cadence.sweep_interval,
+            probes=[Probe("ledger", self.database.probe), Probe("archive", self.archive.probe)],
+        )
+
+    @asynccontextmanager
+    async def _listening(self, daemon: Daemon, health: Health) -> AsyncIterator[None]:
+        """Serve health, metrics and API while inside, if anywhere."""
+        address = self.settings.http.address
+        if address is None:
+            yield
+            return
+        async with AsyncExitStack() as served:
+            reader = CertificateReader(self.settings.storage.path)
+            served.push_async_callback(reader.close)
+            # Connections of its own: who asks much must not keep the harvest from reading.
+            reading = Database(self.settings.database.path, readonly=True)
+            served.push_async_callback(reading.close)
+            metrics = self.metrics(daemon, health, reading)
+            served.push_async_callback(metrics.close)
+            await metrics.begin()
+            api = Api(
+                reading,
+                self.ledger,
+                self.tracker,
+                reader,
+                path_of=self.archive.path,
+                clock=now,
+                wake=daemon.wake,
+            )
+            token = self.settings.http_token
+            site = make_site(health, metrics, api.app(None if token is None else token.read))
+            try:
+                port = await served.enter_async_context(serve_listener(site, *address))
+            except OSError as error:
+                reason = f"cannot listen on {address}: {error.strerror}"
+                if "listen" in self.settings.http.model_fields_set:
+                    raise ConfigurationError(f"http.listen: {reason}") from error
+                # Nobody chose this address, so its being taken must not stop the harvest.
+                log.warning("not listening", reason=reason)
+            else:
+                log.info("listening", address=str(address._replace(port=port)))
+            yield
+
 
 @asynccontextmanager
-async def open_ledger(settings: Settings, command: str) -> AsyncIterator[Database]:
+async def open_ledger(settings: Settings, command: str) -> AsyncIterator[MeasuredDatabase]:
     """Hold the ledger for writing: locked, migrated, open. ``LedgerHeld`` when another does."""
     path = settings.database.path
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_root(path.parent)
     except OSError as error:
         raise LedgerUnavailable(f"{path.parent}: cannot be made: {error.strerror}") from error
     with LedgerLock(path, command):
@@ -164,8 +264,8 @@ async def open_dry_harvest(
 
 
 @asynccontextmanager
-async def _opened(path: Path) -> AsyncIterator[Database]:
-    database = Database(path)
+async def _opened(path: Path) -> AsyncIterator[MeasuredDatabase]:
+    database = MeasuredDatabase(path)
     try:
         yield database
     finally:
@@ -175,7 +275,7 @@ async def _opened(path: Path) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def _wired(
     settings: Settings,
-    database: Database,
+    database: MeasuredDatabase,
     stop: Stop,
     accounts: Sequence[str],
     deadlines: Deadlines | None = None,
@@ -187,6 +287,7 @@ async def _wired(
     pacer = Pacer(settings.lune.rate_limit)
     layout = Layout(settings.storage.layout)
     key = settings.api_key
+    seconds = sweep_seconds()
     lune = LuneClient(
         settings.lune.base_url,
         key.read,
@@ -206,7 +307,16 @@ async def _wired(
                 lune=lune,
                 pacer=pacer,
                 book=book,
-                sweep=Sweep(lune, ledger, cadence, now, stop),
+                sweep=MeasuredSweep(
+                    seconds,
+                    lune,
+                    ledger,
+                    cadence,
+                    now,
+                    stop,
+                    budget=pacer.rate * _SHARE_OF_LOOKS,
+                ),
+                sweep_seconds=seconds,
                 collector=Collector(
                     lune,
                     ledger,

@@ -7,16 +7,96 @@ and lose their control characters here, so that no value can break or forge a li
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import sys
+import threading
+import time
 from collections.abc import MutableMapping
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import structlog
 
 _LONGEST_TEXT = 1000
+_STDERR = 2
+_MOST_WAITING = 10_000
+_MOST_AT_ONCE = 64 * 1024
 
 
-def configure(level: str, form: str, stream: TextIO | None = None) -> None:
+class Stream(Protocol):
+    """Where lines go: a text file, or a :class:`Backlog`."""
+
+    def write(self, text: str, /) -> object:
+        """Take a text."""
+
+    def flush(self) -> object:
+        """Pass on what was taken."""
+
+    def isatty(self) -> bool:
+        """Tell whether a person reads along."""
+
+
+class Backlog:
+    """A stream that never makes its writer wait, in front of a descriptor that may.
+
+    Lines wait in memory for a thread to write them; what does not fit, and what the descriptor
+    refuses (a closed pipe), is dropped and counted in ``dropped``. The next line that gets through
+    is followed by one that says how many did not.
+    """
+
+    def __init__(self, descriptor: int = _STDERR, most: int = _MOST_WAITING) -> None:
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(most)
+        self._told = 0
+        self.dropped = 0
+        threading.Thread(target=self._pass_on, name="log", daemon=True).start()
+
+    def write(self, text: str, /) -> int:
+        """Take a text, or drop it."""
+        try:
+            self._lines.put_nowait(text.encode("utf-8", "backslashreplace"))
+        except queue.Full:
+            self.dropped += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: nobody waits for the descriptor."""
+
+    def isatty(self) -> bool:
+        """Tell whether the descriptor is a terminal."""
+        return os.isatty(self._descriptor)
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until all lines were written, at most so long; tell whether they were."""
+        deadline = time.monotonic() + seconds
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return not self._lines.unfinished_tasks
+
+    def _pass_on(self) -> None:
+        while True:
+            line = self._lines.get()
+            try:
+                self._write(line)
+            except OSError:
+                self.dropped += 1
+            else:
+                self._tell_dropped()
+            finally:
+                self._lines.task_done()
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self._descriptor, line[:_MOST_AT_ONCE]) :]
+
+    def _tell_dropped(self) -> None:
+        missing = self.dropped - self._told
+        if missing:
+            self._told = self.dropped
+            structlog.get_logger().warning("log lines dropped", lines=missing)
+
+
+def configure(level: str, form: str, stream: Stream | None = None) -> None:
     """Send all logging to ``stream`` (stderr) as ``console``, ``json`` or ``auto``."""
     stream = stream or sys.stderr
     console = form == "console" or (form == "auto" and stream.isatty())

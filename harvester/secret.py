@@ -37,17 +37,25 @@ class Secret:
         """Return the file the secret is read from, None when there is none."""
         if self._file is not None:
             return self._file
-        folders = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if _has_credentials() else []
-        for folder in (*folders, _CONTAINER_SECRETS):
+        for folder in _guarded_folders():
             candidate = folder / self.name.replace(".", "_")
             if self._value is None and candidate.is_file():
                 return candidate
         return None
 
     def read(self) -> str:
-        """Return the secret; ConfigurationError says which rule it breaks, never what it is."""
+        """Return the secret; ConfigurationError says which rule it breaks, never what it is.
+
+        A file that every user of the machine may read or change is refused, wherever the system
+        does not keep them out by other means.
+        """
         file = self.file()
         if file is not None:
+            if self.is_exposed():
+                raise ConfigurationError(
+                    f"{self.name}_file {file}: every user of this machine may read or change it; "
+                    f"run `chmod 600 {file}`"
+                )
             return _checked(_read(self.name, file), f"{self.name}_file {file}")
         if self._value is not None:
             return _checked(self._value.get_secret_value(), self.name)
@@ -57,14 +65,29 @@ class Secret:
         )
 
     def is_exposed(self) -> bool:
-        """Tell whether others on this machine may read the secret's file."""
-        return self._file is not None and bool(
-            stat.S_IMODE(self._file.stat().st_mode) & (stat.S_IROTH | stat.S_IWOTH)
-        )
+        """Tell whether every user of this machine may read or change the secret's file.
+
+        The mode decides, except in systemd's credential directory and /run/secrets: there files
+        are often 0440 or 0444 below a folder that only the service can enter.
+        """
+        file = self.file()
+        if file is None or any(_is_below(file, folder) for folder in _guarded_folders()):
+            return False
+        try:
+            return bool(file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH))
+        except OSError:
+            return False  # reading it says why
 
 
-def _has_credentials() -> bool:
-    return bool(os.environ.get("CREDENTIALS_DIRECTORY"))
+def _guarded_folders() -> list[Path]:
+    """Return the folders in which the system hands secrets to one service."""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    return [*([Path(credentials)] if credentials else []), _CONTAINER_SECRETS]
+
+
+def _is_below(file: Path, folder: Path) -> bool:
+    # Resolved: /var/run is a link to /run, and Kubernetes links a secret to its newest version.
+    return file.resolve().is_relative_to(folder.resolve())
 
 
 def _read(name: str, file: Path) -> str:

@@ -31,6 +31,7 @@ from harvester.domain.addresses import check_base_url
 from harvester.domain.errors import ConfigurationError
 from harvester.domain.orders import is_identifier
 from harvester.secret import Secret
+from harvester.web.address import Address, parse_address
 
 PREFIX = "HARVESTER_"
 NOT_SETTINGS = frozenset({"HARVESTER_CONFIG", "HARVESTER_REQUIRE_ALL"})
@@ -39,7 +40,9 @@ NOT_SETTINGS = frozenset({"HARVESTER_CONFIG", "HARVESTER_REQUIRE_ALL"})
 SECRETS = {("lune", "api_key"), ("http", "token"), ("webhook", "secret")}
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+# Bounded, since a long row of digits would be searched again from each of them.
+_DURATION_PART = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)(ms|s|m|h|d)")
+_LONGEST_TEXT = 40
 _LONGEST_DURATION = timedelta(days=3660)
 
 
@@ -48,8 +51,8 @@ def parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     text = value.strip() if isinstance(value, str) else ""
-    parts = _DURATION_PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text or len(text) > 40:
+    parts = _DURATION_PART.findall(text[:_LONGEST_TEXT])
+    if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError("should be a duration such as 90s, 15m, 6h, 1h30m or 2d")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not 0 < seconds <= _LONGEST_DURATION.total_seconds():
@@ -165,11 +168,22 @@ class HarvestSettings(_Section):
 
 
 class HttpSettings(_Section):
-    """The listener for health, metrics and the API; not served by this release."""
+    """The listener for health, metrics and the API; an empty ``listen`` for none."""
 
     listen: str = "127.0.0.1:8080"
     token: SecretStr | None = None
     token_file: Path | None = None
+
+    @field_validator("listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        parse_address(value)
+        return value
+
+    @property
+    def address(self) -> Address | None:
+        """Where to listen; None for nowhere."""
+        return parse_address(self.listen)
 
 
 class WebhookSettings(_Section):
@@ -201,6 +215,12 @@ class Settings(_Section):
     def api_key(self) -> Secret:
         """The key to Lune, read when asked for."""
         return Secret("lune.api_key", self.lune.api_key, self.lune.api_key_file)
+
+    @property
+    def http_token(self) -> Secret | None:
+        """What who uses the API has to show, read when asked for; None when none is configured."""
+        secret = Secret("http.token", self.http.token, self.http.token_file)
+        return secret if self.http.token is not None or secret.file() is not None else None
 
 
 def find_config(given: Path | None) -> Path | None:

@@ -13,8 +13,10 @@ from harvester.cli.demo import demo
 from harvester.cli.doctor import doctor
 from harvester.cli.exits import EXIT_CODES, exit_code_of, explain
 from harvester.cli.follow import retry, track
+from harvester.cli.healthcheck import healthcheck
 from harvester.cli.order import order, quote
 from harvester.cli.orders import export, orders, show
+from harvester.cli.process import heed_sigterm, occupy_standard_streams
 from harvester.cli.run import run
 from harvester.cli.sandbox import command as sandbox
 from harvester.cli.status import status
@@ -50,6 +52,7 @@ _COMMANDS = (
     verify,
     export,
     doctor,
+    healthcheck,
     sandbox,
     db,
 )
@@ -59,6 +62,8 @@ for _command in _COMMANDS:
 
 def main() -> None:
     """Run the command line and end the process with a code of the table."""
+    occupy_standard_streams()
+    heed_sigterm()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

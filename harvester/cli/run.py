@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harvester.cli.context import Context, command
-from harvester.cli.exits import DONE, INTERRUPTED, UNFINISHED
+from harvester.cli.exits import DONE, FAULT, INTERRUPTED, UNFINISHED, exit_code_of
 from harvester.cli.output import (
     AccountId,
     Duration,
@@ -27,13 +29,20 @@ from harvester.cli.output import (
     print_json,
     printable,
 )
+from harvester.cli.process import forbid_dumps
 
 if TYPE_CHECKING:
     from harvester.domain.records import OrderFilter
     from harvester.harvest.drain import DrainReport
     from harvester.harvest.stopping import Stop
+    from harvester.logs import Backlog
+    from harvester.settings import Settings
 
 _MOST_LINES = 20
+_LATE = ("pypdf.filters",)
+"""What a library would import when first needed; an upgrade may have replaced it by then."""
+_LAST_LINES = 1.0
+"""Seconds that lines still waiting to be written have at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +88,15 @@ def run(context: Context, drain: bool, **options: object) -> None:
         if chosen.given():
             names = ", ".join("--" + name.replace("_", "-") for name in chosen.given())
             raise click.UsageError(f"{names.replace('--json-output', '--json')}: only with --drain")
-        context.configure_logs()
-        asyncio.run(_daemon(context))
+        forbid_dumps()
+        _run_daemon(context)
         return
     if chosen.report is not None and not os.access(chosen.report.absolute().parent, os.W_OK):
         raise click.UsageError(f"--report {chosen.report}: no file can be written there")
     # On a terminal the progress line takes the place of a line per order.
     quiet = sys.stderr.isatty() and context.settings.log.level == "info"
     context.configure_logs("warning" if quiet else None)
+    forbid_dumps()
     code = asyncio.run(_drain(context, chosen))
     if code != DONE:
         sys.exit(code)
@@ -99,23 +109,62 @@ def listen_for_signals(stop: Stop) -> None:
         loop.add_signal_handler(number, stop.request)
 
 
-async def _daemon(context: Context) -> None:
-    from harvester.app import open_harvest
+def _run_daemon(context: Context) -> None:
+    from harvester import logs
+
+    backlog = logs.Backlog()
+
+    def configure(settings: Settings) -> None:
+        logs.configure(settings.log.level, settings.log.format, backlog)
+
+    configure(context.settings)
+    try:
+        asyncio.run(_daemon(context, configure, backlog))
+    finally:
+        backlog.drain(_LAST_LINES)
+
+
+async def _daemon(
+    context: Context, configure: Callable[[Settings], None], backlog: Backlog
+) -> None:
     from harvester.harvest.stopping import Stop
 
     stop = Stop()
-    listen_for_signals(stop)
-    async with open_harvest(context.settings, stop, "run") as harvest:
-        await harvest.run_daemon()
+    listen_for_signals(stop)  # before all that takes long to import
+    from harvester.app import open_harvest
+    from harvester.cli.reload import Reload
+    from harvester.harvest.watchdog import Watchdog
+
+    for name in _LATE:
+        importlib.import_module(name)
+    reload = Reload(context.config_path, context.settings, configure)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
+    watchdog = Watchdog(stop, FAULT, last_words=lambda: backlog.drain(_LAST_LINES))
+    watchdog.start()
+    beating = asyncio.create_task(watchdog.keep_beating(), name="watchdog-beat")
+    try:
+        async with open_harvest(context.settings, stop, "run") as harvest:
+            reload.harvest = harvest
+            await harvest.run_daemon()
+        watchdog.leave(DONE)
+    except BaseException as error:
+        watchdog.leave(exit_code_of(error))
+        raise
+    finally:
+        beating.cancel()
 
 
 async def _drain(context: Context, options: _DrainOptions) -> int:
     from harvester.app import open_dry_harvest, open_harvest
     from harvester.cli.progress import DrainProgress
     from harvester.harvest.stopping import Stop
+    from harvester.harvest.watchdog import Watchdog
 
     stop = Stop()
     listen_for_signals(stop)
+    # A drain may print to a reader that is in no hurry: only its stop has an end to it.
+    watchdog = Watchdog(stop, INTERRUPTED, stalled=math.inf)
+    watchdog.start()
     opened = (
         open_dry_harvest(context.settings, stop, options.accounts)
         if options.dry_run
@@ -129,10 +178,12 @@ async def _drain(context: Context, options: _DrainOptions) -> int:
             report = await _until_urged(work, stop)
     if report is None:
         notice("interrupted; run it again to go on where it was")
+        watchdog.leave(INTERRUPTED)
         return INTERRUPTED
     unfinished = bool(report.unfinished) and not options.dry_run
     code = INTERRUPTED if report.interrupted else UNFINISHED if unfinished else DONE
     _tell(report, options, code)
+    watchdog.leave(code)
     return code
 
 

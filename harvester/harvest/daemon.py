@@ -6,19 +6,23 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import ConfigurationError, HarvesterError, KeyRefused
-from harvester.domain.ports import Lune
+from harvester.domain.orders import Account
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
 from harvester.harvest.place import Placer
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
+from harvester.harvest.watch import PATIENCE, StepHangsError, Watch
+from harvester.harvest.watchdog import tell_stacks
 
 log = structlog.get_logger()
 
@@ -32,19 +36,50 @@ _SLOWEST_TICK = 60.0
 _SLOWEST_COLLECT_TICK = 10.0
 _FASTEST_TICK = 0.2
 _HOUSEKEEPING = timedelta(hours=1)
-_CLOCK_CHECK = 5.0
+
+
+class Key(Protocol):
+    """What the daemon needs of the client: whether the key is refused, and to ask with it anew."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether Lune refused the key and no ``probe`` succeeded since, whoever asked."""
+
+    async def probe(self) -> Account:
+        """Read the key again and ask with it; ``KeyRefused`` while it is refused."""
+
+
+class _Every(BaseTrigger):  # type: ignore[misc]  # the scheduler has no types
+    """A rhythm that leaves out what it missed.
+
+    The scheduler's own interval names every missed time one by one, only to merge them: a clock
+    set ahead by a year would keep the loop busy for minutes.
+    """
+
+    def __init__(self, interval: timedelta) -> None:
+        self._interval = interval
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        """Return the next time in the rhythm that is not past."""
+        if previous is None:
+            return now
+        missed = max((now - previous) // self._interval, 0)
+        return previous + (missed + 1) * self._interval
 
 
 class Daemon:
     """Wakes sweep, collect and housekeeping; owns when, and nothing else.
 
-    Due dates are in the ledger: a wake-up with nothing due asks Lune for nothing.
+    Due dates are in the ledger: a wake-up with nothing due asks Lune for nothing. ``watch`` has
+    the figures of its health: ``lag``, ``longest_lag`` and ``ages``, in seconds. ``patience`` is
+    how long a step may be silent, ``grace`` how long it has to end after a stop, ``wall`` the wall
+    clock that is watched for steps.
     """
 
     def __init__(
         self,
         *,
-        lune: Lune,
+        lune: Key,
         book: AccountBook,
         sweep: Sweep,
         collector: Collector,
@@ -53,6 +88,9 @@ class Daemon:
         housekeeping: Callable[[], Awaitable[None]],
         requests: Callable[[], int],
         stop: Stop,
+        grace: float = GRACE,
+        patience: float = PATIENCE,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._lune = lune
         self._book = book
@@ -65,6 +103,8 @@ class Daemon:
         self._collected = CollectReport()
         self._collecting = asyncio.Lock()
         self._stop = stop
+        self._grace = grace
+        self.watch = Watch(stop, requests, patience=patience, wall=wall)
         self._running: set[asyncio.Task[None]] = set()
         self._fault: BaseException | None = None
         self._refused_until: float | None = None
@@ -82,7 +122,7 @@ class Daemon:
         self._add("housekeeping", self._housekeeping, _HOUSEKEEPING)
         self._scheduler.start()
         try:
-            await self._watch_clock()
+            await self._until_stopped()
             self._scheduler.pause()  # shutdown() alone would cancel what is in flight
             await self._wind_down()
         finally:
@@ -102,6 +142,7 @@ class Daemon:
                 return
             task.set_name(name)
             self._running.add(task)
+            self.watch.began(name)
             try:
                 await self._attempt(name, step)
             except asyncio.CancelledError:
@@ -109,11 +150,11 @@ class Daemon:
                     raise
                 # Abandoned on purpose; the scheduler would log it as a fault.
             finally:
+                self.watch.ended(name)
                 self._running.discard(task)
 
-        self._scheduler.add_job(
-            job, "interval", seconds=every.total_seconds(), id=name, next_run_time=datetime.now(UTC)
-        )
+        self.watch.expect(name, every.total_seconds())
+        self._scheduler.add_job(job, _Every(every), id=name, next_run_time=datetime.now(UTC))
 
     async def _attempt(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         """Run a step; what time or a person can mend is logged, anything else ends the process."""
@@ -175,27 +216,28 @@ class Daemon:
         """After a refusal, ask with the key as it is now, once in five minutes."""
         if self._refused_until is None:
             return True
-        if time.monotonic() < self._refused_until:
-            return False
-        await self._lune.probe()
+        if self._lune.refused:
+            if time.monotonic() < self._refused_until:
+                return False
+            await self._lune.probe()
         self._refused_until = None
         log.info("key accepted again")
         return True
 
-    async def _watch_clock(self) -> None:
-        """Return when asked to stop; meanwhile run everything anew after the wall clock stepped.
+    async def _until_stopped(self) -> None:
+        """Return when asked to stop, or when going on would be pretence: a step hangs."""
+        try:
+            await self.watch.run(self._wake_all)
+        except StepHangsError as error:
+            log.error("step hangs", reason=str(error))  # noqa: TRY400 - its own trace says nothing
+            tell_stacks(asyncio.get_running_loop())
+            self._fail(error)
+            self._stop.request()  # what hangs is not waited for
 
-        The scheduler plans on the wall clock: set back a day, it would sleep for a day.
-        """
-        offset = time.time() - time.monotonic()
-        while not self._stop.asked:
-            await self._stop.sleep(_CLOCK_CHECK)
-            moved = time.time() - time.monotonic() - offset
-            if abs(moved) > _CLOCK_CHECK:
-                log.warning("wall clock stepped", seconds=round(moved))
-                offset += moved
-                for name in (*self._ticks, "housekeeping"):
-                    self.wake(name)
+    def _wake_all(self) -> None:
+        """Plan anew: the scheduler goes by the wall clock; set back a day, it would sleep one."""
+        for name in (*self._ticks, "housekeeping"):
+            self.wake(name)
 
     async def _wind_down(self) -> None:
         """Let what is in flight end; abandon it after the grace time or when urged."""
@@ -205,7 +247,9 @@ class Daemon:
         urged = asyncio.create_task(self._stop.wait_urged(), name="urged")
         ended = asyncio.create_task(asyncio.wait(set(self._running)), name="wind-down")
         try:
-            await asyncio.wait({urged, ended}, timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {urged, ended}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             urged.cancel()
             ended.cancel()

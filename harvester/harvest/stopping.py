@@ -27,6 +27,11 @@ class Stop:
         """Whether no new work should begin."""
         return self._asked.is_set()
 
+    @property
+    def urged(self) -> bool:
+        """Whether what is in flight should be abandoned."""
+        return self._urged.is_set()
+
     async def wait(self) -> None:
         """Return when asked to stop."""
         await self._asked.wait()

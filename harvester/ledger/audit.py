@@ -6,7 +6,7 @@ or another program's hands did to it.
 
 from __future__ import annotations
 
-from sqlalchemy import Select, and_, exists, func, or_, select
+from sqlalchemy import Select, Text, and_, cast, exists, func, literal, not_, or_, select
 
 from harvester.domain.lifecycle import COMPLETE, TERMINAL
 from harvester.domain.orders import CertificateState
@@ -37,7 +37,7 @@ def _rules() -> dict[str, _Offenders]:
     later = transitions.alias("later")
     key = (transitions.c.account_id, transitions.c.order_id)
     of_file = (certificates.c.account_id, certificates.c.order_id)
-    version = certificates.c.version
+    suffix = literal(".v") + cast(certificates.c.version, Text) + ".pdf"
     last = (
         select(transitions.c.to_status)
         .where(transitions.c.account_id == orders.c.account_id)
@@ -89,7 +89,8 @@ def _rules() -> dict[str, _Offenders]:
         "its certificate counts as stored, yet no file is recorded": of_orders.where(
             state == CertificateState.STORED, ~stored
         ),
-        "its certificate's versions are not numbered 1, 2, 3, ...": select(*of_file)
-        .group_by(*of_file)
-        .having(or_(func.min(version) != 1, func.max(version) != func.count())),
+        # A number may be missing: its name was taken by a file that is not a certificate.
+        "a version of its certificate does not have that version's name": select(*of_file).where(
+            certificates.c.version > 1, not_(certificates.c.key.endswith(suffix))
+        ),
     }

@@ -34,6 +34,7 @@ from harvester.domain.records import (
     OrderFilter,
 )
 from harvester.ledger.engine import Database
+from harvester.ledger.events import note_certificates, note_failure
 from harvester.ledger.filters import AWAITS_CERTIFICATE, MISSING, conditions, is_due
 from harvester.ledger.tables import Instant, accounts, certificates, orders
 
@@ -216,6 +217,7 @@ class CertificateRecords:
         done = [_done(one) for one in filed]
 
         async def work(connection: AsyncConnection) -> None:
+            await note_certificates(connection, filed)
             await connection.execute(_INSERT, rows)
             await connection.execute(_STORED, done)
 
@@ -242,6 +244,8 @@ class CertificateRecords:
             values["next_check_at"] = due
 
         async def work(connection: AsyncConnection) -> None:
+            if state is CertificateState.FAILED:
+                await note_failure(connection, order, at, reason)
             await connection.execute(
                 update(orders)
                 .where(

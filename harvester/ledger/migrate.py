@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
-from harvester.ledger.place import refuse_shared_disk
 
-HEAD = "0003"
+HEAD = "0004"
 """The schema this release works with."""
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """The chain, oldest first; a revision not in it comes from a newer release."""
 
 _READ_WHOLE_AT_START = 256 * 2**20
@@ -96,11 +95,10 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     """Bring the ledger to :data:`HEAD`; return the revision before and the backup made.
 
     An empty or missing ledger is made, an older one is copied beside itself first. Refused before
-    anything is written: a newer one and one on a network file system (``ConfigurationError``),
-    and a damaged one (``LedgerDamaged``; damage deep inside one that is too large to be read at
-    every start is found by ``verify``). The caller holds the lock.
+    anything is written: a newer one (``ConfigurationError``) and a damaged one
+    (``LedgerDamaged``; one too large to be read whole at every start is left to ``verify``).
+    The caller holds the lock.
     """
-    refuse_shared_disk(path)
     before = current(path)
     if before is not None and path.stat().st_size <= _READ_WHOLE_AT_START:
         check_integrity(path)
@@ -109,6 +107,8 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     backup_path = None
     if before is not None:
         _refuse_newer(path, before)
+        for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade cut short
+            left.unlink()
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         backup_path = path.with_name(f"{path.name}.before-{HEAD}-{stamp}")
         backup(path, backup_path)

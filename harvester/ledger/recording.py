@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import LedgerDamaged
+from harvester.domain.events import status_changed
 from harvester.domain.lifecycle import (
     Anomaly,
     AnomalyKind,
@@ -28,6 +29,7 @@ from harvester.domain.lifecycle import (
 )
 from harvester.domain.orders import Account, Order, OrderPage, SetAside, Source
 from harvester.domain.records import Recorded, SweepMark
+from harvester.ledger.events import write_events
 from harvester.ledger.judgement import date_looks, judge, owing
 from harvester.ledger.tables import accounts, anomalies, documents, orders, set_aside, transitions
 
@@ -89,6 +91,10 @@ class Recorder:
         await self._insert(new)
         await self._touch(still)
         await self._settle_set_aside(found, page.set_aside)
+        await write_events(
+            self._connection,
+            [status_changed(self._account.id, found[one], move) for one, move in self._recorded.moves],
+        )
         self._recorded.seen = len(found)
         self._recorded.place = self._place
         self._recorded.old &= bool(found)  # of a page that cannot be read nothing is known

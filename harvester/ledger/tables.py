@@ -165,3 +165,34 @@ intentions = Table(
     Column("order_id", Text),
     Column("refusal", Text),
 )
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("account_id", Text, nullable=False),
+    Column("order_id", Text),
+    Column("at", Instant, nullable=False),
+    Column("data", Text, nullable=False),
+)
+
+receivers = Table(
+    "receivers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    # Every event up to here was taken, or not wanted, or has a row among the deliveries.
+    Column("cursor", Integer, nullable=False),
+    Column("parked_reason", Text),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("receiver", Text, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("attempts", Integer, nullable=False),
+    Column("next_try_at", Instant, nullable=False),
+    Column("failure", Text),
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -55,8 +55,12 @@ def control_app(
     archive: Archive,
     clock: Callable[[], datetime],
     wake: Callable[[str], None],
+    more: Iterable[web.RouteDef] = (),
 ) -> web.Application:
-    """Make the handlers: track, place, retry, repair. Each answers when what it did is durable."""
+    """Make the handlers: track, place, retry, repair. Each answers when what it did is durable.
+
+    ``more`` routes are served beside them.
+    """
 
     async def track(request: web.Request) -> web.Response:
         body = await request.json()
@@ -96,6 +100,7 @@ def control_app(
             web.post("/place", place),
             web.post("/retry", retry),
             web.post("/repair", repair),
+            *more,
         ]
     )
     return app

@@ -24,6 +24,7 @@ SETTINGS: dict[str, object] = {
     "lune.rate_limit": 5000,
     "harvest.sweep_interval": "500ms",
     "harvest.longest_interval": "5s",
+    "http.listen": "",
 }
 
 

@@ -65,6 +65,7 @@ class Home:
         self._settings: dict[str, object] = {
             "database__url": f"sqlite:///{self.ledger}",
             "storage__url": self.archive.as_uri(),
+            "http__listen": "",  # one port is not shared by many tests
         }
         if lune is not None:
             key = folder / "lune_api_key"

@@ -28,6 +28,7 @@ def settings_for(sandbox: Sandbox, folder: Path, **harvest: Any) -> Settings:
             },
             "database": {"url": f"sqlite:///{folder}/ledger.db"},
             "storage": {"url": (folder / "archive").as_uri()},
+            "http": {"listen": ""},
             "harvest": {"sweep_interval": "15m", "longest_interval": "6h"} | harvest,
         }
     )

@@ -1,0 +1,71 @@
+"""SIGHUP: the running daemon reads its configuration and its key again, whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from harvester.domain.errors import ConfigurationError, HarvesterError
+from harvester.settings import Settings, load
+
+if TYPE_CHECKING:
+    from harvester.app import Harvest
+
+log = structlog.get_logger()
+
+
+class Reload:
+    """Takes effect at once: the key (what is in its file or credential now) and ``[log]``.
+
+    Every other setting that changed is named in the log as needing a restart. A configuration
+    that is wrong, or without a readable key, changes nothing and is said to be wrong.
+    """
+
+    def __init__(
+        self, path: Path | None, settings: Settings, configure: Callable[[Settings], None]
+    ) -> None:
+        self._path = path
+        self._started_with = settings
+        self._configure = configure
+        self._running: asyncio.Task[None] | None = None
+        self.harvest: Harvest | None = None
+
+    def request(self) -> None:
+        """Begin to read again, unless that is under way or the harvest is not open yet."""
+        if self.harvest is not None and (self._running is None or self._running.done()):
+            work = self._reload(self.harvest)
+            self._running = asyncio.create_task(work, name="reload")
+
+    async def _reload(self, harvest: Harvest) -> None:
+        try:
+            settings = await asyncio.to_thread(_read, self._path)
+        except ConfigurationError as error:
+            log.error("configuration not reloaded", problems=error.problems)  # noqa: TRY400 - whole
+            return
+        self._configure(settings)
+        later = list(_changed(self._started_with, settings))
+        log.info("configuration reloaded", needs_restart=later)
+        try:
+            await harvest.lune.probe()
+        except HarvesterError as error:
+            log.warning("key not accepted", reason=str(error))
+
+
+def _read(path: Path | None) -> Settings:
+    settings = load(path)
+    settings.api_key.read()
+    return settings
+
+
+def _changed(old: Settings, new: Settings) -> Iterator[str]:
+    """Yield the dotted names of settings that differ and are only read at the start."""
+    for section in Settings.model_fields:
+        before, after = getattr(old, section), getattr(new, section)
+        if section != "log":
+            for key in type(before).model_fields:
+                if getattr(before, key) != getattr(after, key):
+                    yield f"{section}.{key}"

@@ -1,0 +1,107 @@
+"""What the listener answers when it cannot do what was asked: RFC 9457 problems.
+
+Nothing of a request is quoted back, and an answer to an unknown path never depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from harvester.domain.errors import (
+    HarvesterError,
+    KeyRefused,
+    LedgerUnavailable,
+    LuneError,
+    StorageUnavailable,
+)
+
+log = structlog.get_logger()
+
+LARGEST_BODY: Final = 2**20
+"""Bytes of a request's body, unless a handler states another cap."""
+
+_BODY_SECONDS: Final = 10.0
+
+
+class Problem(Exception):
+    """A request that is not answered as asked; ``detail`` is shown, ``more`` are extra members."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+        self.more = more
+
+
+def problem(error: Problem) -> web.Response:
+    """Write a problem as an answer."""
+    body = {"type": "about:blank", "title": http.HTTPStatus(error.status).phrase}
+    body |= {"status": error.status} | error.more
+    if error.detail is not None:
+        body["detail"] = error.detail
+    return web.Response(
+        status=error.status,
+        headers=error.headers,
+        body=json.dumps(body, ensure_ascii=False).encode(),
+        content_type="application/problem+json",
+    )
+
+
+@web.middleware
+async def faults_as_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every fault with a problem; a fault of ours is logged and not described."""
+    try:
+        return await handler(request)
+    except Problem as error:
+        return problem(error)
+    except web.HTTPException as error:
+        allowed = error.headers.get("Allow")
+        return problem(Problem(error.status, headers={"Allow": allowed} if allowed else None))
+    except HarvesterError as error:
+        return problem(Problem(_status_of(error), str(error)))
+    except ConnectionError:
+        raise  # whoever asked went away
+    except Exception:
+        log.exception("answering broke", method=request.method)
+        return problem(Problem(500))
+
+
+def _status_of(error: HarvesterError) -> int:
+    if isinstance(error, (KeyRefused, LedgerUnavailable, StorageUnavailable)):
+        return 503
+    return 502 if isinstance(error, LuneError) else 500
+
+
+async def read_body(request: web.Request, largest: int = LARGEST_BODY) -> bytes:
+    """Return the body, which may take ten seconds to arrive; a 413 or 408 ``Problem`` otherwise.
+
+    The bytes are as they came: nothing is decompressed.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > largest:
+                    raise Problem(413, f"a body has at most {largest} bytes")
+    except TimeoutError:
+        raise Problem(408, "the body took too long to arrive") from None
+    except web.RequestPayloadError:
+        raise Problem(400, "the body was cut short") from None
+    return bytes(body)

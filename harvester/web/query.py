@@ -1,0 +1,190 @@
+"""What may stand in a request to the API: its parameters and bodies, read strictly.
+
+A parameter that is not known is refused by name: a filter that was misspelt would silently list
+every order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harvester.domain.orders import CertificateState, is_identifier
+from harvester.domain.records import OrderFilter
+from harvester.web.problems import Problem
+
+T = TypeVar("T")
+
+MOST_ORDERS: Final = 500
+_ORDERS: Final = 100
+_LONGEST_TEXT: Final = 100
+_LARGEST_VERSION: Final = 999_999_999
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_CURSOR: Final = re.compile(r"(-?\d{1,18})\.([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]{1,64})")
+_CERTIFICATE: Final = ("none", *map(str, CertificateState))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the listing: after this order, newest first."""
+
+    created_at: datetime
+    account_id: str
+    order_id: str
+
+    def __str__(self) -> str:
+        microseconds = (self.created_at - _EPOCH) // timedelta(microseconds=1)
+        return f"{microseconds}.{self.account_id}.{self.order_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class OrderQuery:
+    """Which orders to list: those in scope, with this key if any, after a place, up to a limit."""
+
+    scope: OrderFilter
+    idempotency_key: str | None
+    after: Place | None
+    limit: int
+
+
+class TrackRequest(BaseModel):
+    """The body of a request to follow orders."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    references: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=_LONGEST_TEXT)]],
+        Field(min_length=1, max_length=100),
+    ]
+    by_key: bool = False
+    account_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\z")] | None = None
+
+
+_MEMBERS: Final = frozenset(TrackRequest.model_fields)
+
+
+class Parameters:
+    """The query of one request; made with the names that are known."""
+
+    def __init__(self, request: web.Request, *known: str) -> None:
+        query = request.query
+        for name in query:
+            if name not in known:
+                hint = f"; known are {', '.join(known)}" if known else ""
+                raise Problem(400, f"a parameter is not known here{hint}")
+            if len(query.getall(name)) > 1:
+                raise Problem(400, f"{name}: given twice")
+        self._query: Mapping[str, str] = query
+
+    def read(self, name: str, as_what: Callable[[str], T]) -> T | None:
+        """Return a parameter as what it should be, None when it is not given."""
+        text = self._query.get(name)
+        if text is None:
+            return None
+        try:
+            return as_what(text)
+        except ValueError as error:
+            raise Problem(400, f"{name}: {error}") from None
+
+
+def order_query(request: web.Request) -> OrderQuery:
+    """Read the filters of a listing; ``Problem`` names what is wrong."""
+    known = ("status", "account_id", "idempotency_key", "certificate", "since", "until")
+    query = Parameters(request, *known, "limit", "after")
+    account = query.read("account_id", identifier)
+    return OrderQuery(
+        scope=OrderFilter(
+            accounts=None if account is None else frozenset({account}),
+            status=query.read("status", _text),
+            certificate=query.read("certificate", _certificate),
+            since=query.read("since", _instant),
+            until=query.read("until", _until),
+        ),
+        idempotency_key=query.read("idempotency_key", _text),
+        after=query.read("after", _place),
+        limit=query.read("limit", _limit) or _ORDERS,
+    )
+
+
+def track_request(body: bytes) -> TrackRequest:
+    """Read the body of a request to follow orders; ``Problem`` names what is wrong."""
+    try:
+        return TrackRequest.model_validate_json(body)
+    except ValidationError as error:
+        first: Any = error.errors(include_input=False, include_url=False)[0]
+        # An unknown member is not quoted: it may be anything.
+        known = [str(part) for part in first["loc"] if isinstance(part, int) or part in _MEMBERS]
+        place = ".".join(known)
+        raise Problem(400, f"{place or 'the body'}: {first['msg']}") from None
+
+
+def identifier(text: str) -> str:
+    """Read an id; ``ValueError`` for what no account or order can have as one."""
+    if not is_identifier(text):
+        raise ValueError("an id has 1 to 64 letters, digits, - and _")
+    return text
+
+
+def version(text: str) -> int:
+    """Read the number of a certificate's version."""
+    return _number(text, _LARGEST_VERSION)
+
+
+def _limit(text: str) -> int:
+    return _number(text, MOST_ORDERS)
+
+
+def _number(text: str, most: int) -> int:
+    if _NUMBER.fullmatch(text) is None or int(text) > most:
+        raise ValueError(f"should be 1 to {most}")
+    return int(text)
+
+
+def _text(text: str) -> str:
+    if not 0 < len(text) <= _LONGEST_TEXT:
+        raise ValueError(f"has 1 to {_LONGEST_TEXT} characters")
+    text.encode()  # half a character is no text
+    return text
+
+
+def _certificate(text: str) -> str:
+    if text not in _CERTIFICATE:
+        raise ValueError(f"is one of {', '.join(_CERTIFICATE)}")
+    return text
+
+
+def _place(text: str) -> Place:
+    parts = _CURSOR.fullmatch(text)
+    if parts is None:
+        raise ValueError("take it from next, as it is")
+    try:
+        created_at = _EPOCH + timedelta(microseconds=int(parts[1]))
+    except OverflowError:
+        raise ValueError("take it from next, as it is") from None
+    return Place(created_at, parts[2], parts[3])
+
+
+def _instant(text: str) -> datetime:
+    """Read a date or a date and time; one without zone is UTC."""
+    try:
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("write 2026-01-31 or 2026-01-31T12:00:00Z (a + as %2B)") from None
+
+
+def _until(text: str) -> datetime:
+    """Read it exclusive: a plain date means through the end of that day."""
+    at = _instant(text)
+    try:
+        return at + timedelta(days=1) if _DATE.fullmatch(text) else at
+    except OverflowError:
+        return at

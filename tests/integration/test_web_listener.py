@@ -1,0 +1,176 @@
+"""The listener against strangers: what they can send, hold, and learn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from harvester.sandbox import Sandbox
+from harvester.web.listener import MOST_CONNECTIONS
+from tests.integration.web_service import AUTHORIZED, Service, serving
+
+NOT_FOUND = b'{"type": "about:blank", "title": "Not Found", "status": 404}'
+
+
+@pytest.fixture
+async def service(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(sandbox, tmp_path) as one:
+        yield one
+
+
+async def exchange(port: int, *pieces: bytes, patience: float = 20) -> bytes:
+    """Send bytes and return all that comes until the listener hangs up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        async with asyncio.timeout(patience):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def request(line: str, *headers: str, body: bytes = b"") -> bytes:
+    return "\r\n".join([line, "Host: x", *headers, "", ""]).encode() + body
+
+
+async def test_every_unknown_path_gets_the_same_answer(service: Service) -> None:
+    for path in ("/", "/v2/orders", "/healthz/", "/webhooks", "/.env", "/%2e%2e/etc/passwd"):
+        status, headers, body = await service.get(path, headers={})
+        assert (status, body) == (404, NOT_FOUND), path
+        assert headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"NONSENSE\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        request("POST /v1/orders HTTP/1.1", "Content-Length: 5", "Transfer-Encoding: chunked"),
+        request("GET /healthz HTTP/1.1", "X: " + "x" * 9000),
+        request("GET /" + "x" * 9000 + " HTTP/1.1"),
+    ],
+    ids=["no HTTP", "HTTP/2", "two lengths", "a large header", "a large path"],
+)
+async def test_what_is_no_request_is_refused_without_a_word_about_us(
+    service: Service, sent: bytes
+) -> None:
+    answer = await exchange(service.port, sent)
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    assert b"Server: harvester\r\n" in answer
+    assert b"aiohttp" not in answer
+    assert b"Python" not in answer
+    assert b"xxx" not in answer
+
+
+async def test_an_answer_names_no_version_of_anything(service: Service) -> None:
+    for path in ("/healthz", "/nowhere", "/v1/orders"):
+        _, headers, _ = await service.get(path, headers={})
+        assert headers["Server"] == "harvester"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_a_head_over_16_kib_is_cut_off(service: Service) -> None:
+    lines = [f"X-{number}: {'x' * 4000}\r\n".encode() for number in range(5)]
+    answer = await exchange(service.port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n", *lines)
+    assert answer.startswith(b"HTTP/1.1 431 ") or not answer
+
+
+async def test_a_head_that_trickles_has_ten_seconds(service: Service) -> None:
+    began = asyncio.get_running_loop().time()
+    assert await exchange(service.port, b"GET /healthz HTT") == b""
+    assert 5 < asyncio.get_running_loop().time() - began < 19
+
+
+async def test_a_body_that_does_not_come_has_ten_seconds(service: Service) -> None:
+    head = request(
+        "POST /v1/orders HTTP/1.1",
+        "Content-Type: application/json",
+        "Content-Length: 100",
+        f"Authorization: {AUTHORIZED['Authorization']}",
+        body=b"{",
+    )
+    answer = await exchange(service.port, head)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_over_a_mebibyte_is_refused(service: Service) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b" " * 65_536
+
+    headers = AUTHORIZED | {"Content-Type": "application/json"}
+    try:
+        status, _, _ = await service.ask("POST", "/v1/orders", headers=headers, data=endless())
+    except OSError:
+        return  # it hung up on what it would not read
+    assert status == 413
+
+
+async def test_a_compressed_body_is_not_unpacked(service: Service) -> None:
+    headers = AUTHORIZED | {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    status, _, body = await service.ask("POST", "/v1/orders", headers=headers, data=b"\x1f\x8b")
+    assert status == 400
+    assert json.loads(body)["detail"].startswith("the body: ")
+
+
+async def test_connections_over_the_cap_are_closed_and_the_others_answered(
+    service: Service,
+) -> None:
+    opened = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(300)]
+    try:
+        await asyncio.sleep(0.5)
+        closed = [reader.at_eof() for reader, _ in opened].count(True)
+        assert closed == 300 - MOST_CONNECTIONS
+        reader, writer = opened[0]
+        writer.write(request("GET /healthz HTTP/1.1", "Connection: close"))
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200 ")
+    finally:
+        for _, writer in opened:
+            writer.close()
+
+
+async def test_idle_connections_hold_nobody_up(service: Service, sandbox: Sandbox) -> None:
+    opened = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(250)]
+    try:
+        sandbox.create_order("complete", hold=True)
+        await service.stored(1)  # over the listener, by the harvest
+    finally:
+        for _, writer in opened:
+            writer.close()
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(sandbox: Sandbox, tmp_path: Path) -> None:
+    for number in range(400):
+        sandbox.create_order("paid", hold=True, metadata={"text": "x" * 4000, "n": str(number)})
+    async with serving(sandbox, tmp_path) as service:
+
+        async def recorded() -> bool:
+            return len((await service.json("/v1/orders?limit=500"))["orders"]) == 400
+
+        await service.until(recorded)
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1024)
+        ask = request(
+            "GET /v1/orders?limit=500 HTTP/1.1", f"Authorization: {AUTHORIZED['Authorization']}"
+        )
+        writer.write(ask * 8)
+        async with asyncio.timeout(60):
+            while not await _is_hung_up(reader, writer):  # noqa: ASYNC110 - a socket rings no bell
+                await asyncio.sleep(0.5)
+        writer.close()
+
+
+async def _is_hung_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    try:
+        writer.write(b"\r\n")
+        await writer.drain()
+    except ConnectionError:
+        return True
+    return reader.exception() is not None or writer.is_closing()
