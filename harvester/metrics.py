@@ -258,6 +258,10 @@ class Metrics(Collector):
         yield _counter("lune_requests", text, self._requests, ["endpoint", "outcome"])
         waited = {(): self._pacer.waited_seconds}
         yield _counter("pacing_wait_seconds", "How long requests waited for their turn.", waited)
+        text = "Requests a second allowed by the configuration."
+        yield _gauge("pacing_limit", text, {(): self._pacer.rate})
+        text = "Requests a second let through now: less than the limit for a while after a 429."
+        yield _gauge("pacing_pace", text, {(): self._pacer.pace})
         text = "Pauses of all requests that a 429 asked for."
         yield _counter("pacing_pauses", text, {(): self._pacer.pauses})
 

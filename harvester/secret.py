@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import NoReturn
 
 from pydantic import SecretStr
@@ -49,6 +51,17 @@ class Secret:
         A file that every user of the machine may read or change is refused, wherever the system
         does not keep them out by other means.
         """
+        return _checked(*self._text())
+
+    def read_all(self) -> tuple[str, ...]:
+        """Return the secrets, one a line, the newest first; ConfigurationError as for one."""
+        text, place = self._text()
+        return tuple(_checked(line, place) for line in text.strip().splitlines()) or (
+            _checked("", place),
+        )
+
+    def _text(self) -> tuple[str, str]:
+        """Return what was configured, as it is, and where."""
         file = self.file()
         if file is not None:
             if self.is_exposed():
@@ -56,9 +69,9 @@ class Secret:
                     f"{self.name}_file {file}: every user of this machine may read or change it; "
                     f"run `chmod 600 {file}`"
                 )
-            return _checked(_read(self.name, file), f"{self.name}_file {file}")
+            return _read(self.name, file), f"{self.name}_file {file}"
         if self._value is not None:
-            return _checked(self._value.get_secret_value(), self.name)
+            return self._value.get_secret_value(), self.name
         raise ConfigurationError(
             f"{self.name} is missing: put the key into a file and name it as {self.name}_file, "
             f"or set HARVESTER_{self.name.replace('.', '__').upper()}"
@@ -77,6 +90,32 @@ class Secret:
             return bool(file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH))
         except OSError:
             return False  # reading it says why
+
+
+def write_secrets(path: Path, secrets: Sequence[str]) -> None:
+    """Put these secrets into a file, one a line, whole and durable or not at all.
+
+    Only its owner may read it; a file that is replaced keeps its owner. Raises ``OSError``.
+    """
+    partial = path.with_name(f".{path.name}.{token_hex(8)}.part")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+            if path.exists() and os.geteuid() == 0:
+                owner = path.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            stream.write("".join(f"{secret}\n" for secret in secrets))
+            stream.flush()
+            os.fsync(descriptor)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _guarded_folders() -> list[Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -29,38 +28,18 @@ from pydantic import (
 from harvester.archive.layout import Layout
 from harvester.domain.addresses import check_base_url
 from harvester.domain.errors import ConfigurationError
+from harvester.domain.events import EVENT_VARIABLES
 from harvester.domain.orders import is_identifier
+from harvester.durations import Duration
 from harvester.secret import Secret
+from harvester.subscriptions import EventsSettings
 from harvester.web.address import Address, parse_address
 
 PREFIX = "HARVESTER_"
-NOT_SETTINGS = frozenset({"HARVESTER_CONFIG", "HARVESTER_REQUIRE_ALL"})
-"""Variables with our prefix that are no configuration keys (and those of the test suite)."""
+NOT_SETTINGS = frozenset({"HARVESTER_CONFIG", "HARVESTER_REQUIRE_ALL"}) | EVENT_VARIABLES
+"""Variables with our prefix that are no configuration keys (those of the test suite too)."""
 
 SECRETS = {("lune", "api_key"), ("http", "token"), ("webhook", "secret")}
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-# Bounded, since a long row of digits would be searched again from each of them.
-_DURATION_PART = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)(ms|s|m|h|d)")
-_LONGEST_TEXT = 40
-_LONGEST_DURATION = timedelta(days=3660)
-
-
-def parse_duration(value: object) -> timedelta:
-    """Read ``90s``, ``15m``, ``1h30m``, ``2d``, ``500ms``; ValueError with the rule otherwise."""
-    if isinstance(value, timedelta):
-        return value
-    text = value.strip() if isinstance(value, str) else ""
-    parts = _DURATION_PART.findall(text[:_LONGEST_TEXT])
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError("should be a duration such as 90s, 15m, 6h, 1h30m or 2d")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not 0 < seconds <= _LONGEST_DURATION.total_seconds():
-        raise ValueError("should be longer than nothing and at most ten years")
-    return timedelta(seconds=seconds)
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 
 
 def _split(value: object) -> object:
@@ -158,6 +137,10 @@ class HarvestSettings(_Section):
     sweep_interval: Duration = timedelta(minutes=15)
     longest_interval: Duration = timedelta(hours=6)
     interim: bool = False
+    stuck_received: Duration | None = None
+    stuck_placed: Duration | None = None
+    stuck_paid: Duration | None = None
+    stuck_retiring: Duration | None = None
 
     @field_validator("longest_interval")
     @classmethod
@@ -187,10 +170,18 @@ class HttpSettings(_Section):
 
 
 class WebhookSettings(_Section):
-    """Lune's webhooks; not served by this release."""
+    """Lune's webhooks: taken when there is a secret; ``url`` is where Lune reaches us."""
 
     secret: SecretStr | None = None
     secret_file: Path | None = None
+    url: str = ""
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if value:
+            check_base_url(value)
+        return value
 
 
 class LogSettings(_Section):
@@ -209,6 +200,7 @@ class Settings(_Section):
     harvest: HarvestSettings = HarvestSettings()
     http: HttpSettings = HttpSettings()
     webhook: WebhookSettings = WebhookSettings()
+    events: EventsSettings = EventsSettings()
     log: LogSettings = LogSettings()
 
     @property
@@ -221,6 +213,13 @@ class Settings(_Section):
         """What who uses the API has to show, read when asked for; None when none is configured."""
         secret = Secret("http.token", self.http.token, self.http.token_file)
         return secret if self.http.token is not None or secret.file() is not None else None
+
+
+    @property
+    def webhook_secrets(self) -> Secret | None:
+        """What Lune's webhooks are signed with; None when none is configured."""
+        secret = Secret("webhook.secret", self.webhook.secret, self.webhook.secret_file)
+        return secret if self.webhook.secret is not None or secret.file() is not None else None
 
 
 def find_config(given: Path | None) -> Path | None:

@@ -96,12 +96,9 @@ def _secret_file(settings: Settings) -> Check:
 
     try:
         settings.api_key.read()
-        exposed = settings.api_key.is_exposed()
     except ConfigurationError as error:
         return Check("key", "fail", str(error), CONFIGURATION)
     place = settings.api_key.file() or "from the configuration or environment"
-    if exposed:
-        return Check("key", "warning", f"{place}: others may read it; `chmod 600 {place}`")
     return Check("key", "ok", f"{place}")
 
 
@@ -175,9 +172,11 @@ def _ledger(settings: Settings) -> Check:
     from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
     from harvester.ledger.lock import holder_of
+    from harvester.ledger.place import refuse_shared_disk
 
     path = settings.database.path
     try:
+        refuse_shared_disk(path)
         revision = migrate.current(path)
         if revision is None:
             return _future_ledger(path)
@@ -207,22 +206,30 @@ def _sqlite() -> Check:
 
 
 async def _future_archive(settings: Settings) -> Check:
-    from harvester.ledger import migrate
-    from harvester.ledger.engine import open_reader
-    from harvester.ledger.sql import SqlLedger
-
     path = settings.storage.path
-    filed = False
-    if migrate.current(settings.database.path) == migrate.HEAD:
-        async with open_reader(settings.database.path) as database:
-            filed = await SqlLedger(database).has_certificates()
-    if filed:
+    if await _is_filed(settings):
         text = f"{path}: gone, and certificates were filed there; mount its disk or restore it"
         return Check("archive", "fail", text, UNFINISHED)
     problem = _cannot_be_made(path)
     if problem is not None:
         return Check("archive", "fail", problem, CONFIGURATION)
     return Check("archive", "ok", f"{path}: none yet; `harvester run` makes it")
+
+
+async def _is_filed(settings: Settings) -> bool:
+    """Tell whether certificates were ever stored; of a ledger that cannot be asked, take it so."""
+    from harvester.domain.errors import HarvesterError
+    from harvester.ledger import migrate
+    from harvester.ledger.engine import open_reader
+    from harvester.ledger.sql import SqlLedger
+
+    try:
+        if migrate.current(settings.database.path) != migrate.HEAD:
+            return False
+        async with open_reader(settings.database.path) as database:
+            return await SqlLedger(database).has_certificates()
+    except HarvesterError:
+        return True
 
 
 def _cannot_be_made(path: Path) -> str | None:
@@ -243,7 +250,7 @@ async def _archive(settings: Settings) -> AsyncIterator[Check]:
         if not settings.storage.path.exists():
             yield await _future_archive(settings)
             return
-        await archive.prepare(create=False)
+        await archive.prepare(create=not await _is_filed(settings))
         await archive.probe()
         yield Check("archive", "ok", f"{settings.storage.path}: takes files durably")
         free = await archive.free_bytes()

@@ -19,7 +19,7 @@ async def hand_over(ledger: Path, operation: str, body: Any) -> tuple[bool, Any]
     """
     import aiohttp
 
-    from harvester.web.control import control_path, reachable
+    from harvester.web.address import control_path, reachable
 
     path = control_path(ledger)
     if not path.is_socket():

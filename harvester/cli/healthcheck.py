@@ -54,7 +54,7 @@ async def _ask(settings: Settings, questions: tuple[str, ...]) -> dict[str, dict
     import aiohttp
 
     from harvester.domain.errors import ConfigurationError
-    from harvester.web.control import control_path, reachable
+    from harvester.web.address import control_path, reachable
 
     address, socket = settings.http.address, control_path(settings.database.path)
     timeout = aiohttp.ClientTimeout(total=_PATIENCE)

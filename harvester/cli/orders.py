@@ -247,7 +247,7 @@ async def _export(context: Context, form: str, stream: IO[str], filters: dict[st
         async for row in rows:
             shape = shapes.order(row, lambda key: _archive_path(context, key))
             if form == "jsonl":
-                stream.write(json.dumps(shape, ensure_ascii=False) + "\n")
+                stream.write(json.dumps(shape) + "\n")
             else:
                 writer.writerow(_flat(shape))
 

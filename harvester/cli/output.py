@@ -17,7 +17,7 @@ as_json = click.option("--json", "json_output", is_flag=True, help="Print JSON, 
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(json.dumps(value))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -117,7 +117,7 @@ class Duration(click.ParamType[timedelta]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
         """Read it by the configuration's rule; a usage error otherwise."""
-        from harvester.settings import parse_duration
+        from harvester.durations import parse_duration
 
         try:
             return parse_duration(value)

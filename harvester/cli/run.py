@@ -224,7 +224,7 @@ def _tell(report: DrainReport, options: _DrainOptions, code: int) -> None:
 
     shape = shapes.drain_report(report, code) | {"dry_run": options.dry_run}
     if options.report is not None:
-        _write(options.report, json.dumps(shape, ensure_ascii=False, indent=1) + "\n")
+        _write(options.report, json.dumps(shape, indent=1) + "\n")
     if options.json_output:
         print_json(shape)
     else:
@@ -266,6 +266,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file whole: nobody reads half a report."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        partial.touch(0o600)
         partial.write_text(text, "utf-8")
         partial.replace(path)
     except OSError as error:

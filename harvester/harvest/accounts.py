@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -80,13 +80,14 @@ class AccountBook:
             if account_id is None
             else await self._lune.fetch_account(account_id)
         )
+        await self._require_mode([found])
         await self._ledger.record_accounts([found], self._clock())
         return found
 
     async def _fetch(self) -> list[Account]:
         if ALL in self._wanted:
             found = await self._lune.fetch_accounts()
-            await self._require_mode(found[0])
+            await self._require_mode(found)
             return found
         named: dict[str, Account] = {}
         self._unreached = {}
@@ -97,8 +98,8 @@ class AccountBook:
                 self._unreached[wanted] = str(error)
                 log.warning("account refused", account=wanted, reason=str(error))
             else:
-                await self._require_mode(account)
                 named[account.id] = account
+                await self._require_mode(named.values())
         return list(named.values())
 
     async def _fetch_named(self, wanted: str) -> Account:
@@ -106,11 +107,14 @@ class AccountBook:
             return await self._lune.fetch_own_account()
         return await self._lune.fetch_account(wanted)
 
-    async def _require_mode(self, account: Account) -> None:
-        seen = await self._ledger.modes()
-        if seen and account.mode not in seen:
-            held = "/".join(sorted(seen))
-            raise ConfigurationError(
-                f"the API key is a {account.mode} key, but this ledger holds {held} "
-                "orders; use the other key, or another ledger and archive for this one"
-            )
+    async def _require_mode(self, found: Iterable[Account]) -> None:
+        """Raise ``ConfigurationError`` unless these are of one mode, and it is the ledger's."""
+        held = await self._ledger.modes()
+        for account in found:
+            held = held or {account.mode}
+            if account.mode not in held:
+                raise ConfigurationError(
+                    f"the API key is a {account.mode} key, but this ledger holds "
+                    f"{'/'.join(sorted(held))} orders; use the other key, or another ledger and "
+                    "archive for this one"
+                )

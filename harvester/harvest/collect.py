@@ -105,6 +105,7 @@ class Collector:
                 progress(report)
 
         before: list[KnownOrder] = []
+        tried: set[tuple[str, str]] = set()
         while not self._stop.asked and report.storage is None and report.unreachable is None:
             now = self._clock()
             batch = await self._ledger.due_certificates(
@@ -114,6 +115,10 @@ class Collector:
                 scope=scope,
                 untried_since=untried_since,
             )
+            if untried_since is not None:
+                # What the ledger says of tries is of no use after the clock was set back.
+                batch = [order for order in batch if (order.account_id, order.id) not in tried]
+                tried |= {(order.account_id, order.id) for order in batch}
             if not batch or batch == before:
                 break
             try:
@@ -164,8 +169,9 @@ class Collector:
             report.not_yet += 1
             await self._not_yet(order, error)
         except AccountRefused as error:
-            until = self._cadence.next_try_of_parked(self._clock())
-            if await self._ledger.park_account(account.id, str(error), until):
+            now = self._clock()
+            until = self._cadence.next_try_of_parked(now)
+            if await self._ledger.park_account(account.id, str(error), until, now):
                 log.warning("account parked", account=account.id, reason=str(error))
         except (CertificateRejected, UnexpectedAnswer) as error:
             report.failed += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import pairwise
 
 from sqlalchemy import and_, bindparam, func, literal, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -154,10 +155,9 @@ class OrderRecords:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         stays = []
-        for row, later in zip(rows, [*rows[1:], None], strict=True):
-            # When the first status began nobody saw.
-            if row.seq == 1:
-                continue
+        for row, later in pairwise([*rows, None]):
+            if row is None or row.seq == 1:
+                continue  # when the first status began nobody saw
             left = later is not None and later.seq == row.seq + 1
             until = later.observed_at if left and later is not None else now
             stays.append(Stay(row.to_status, (until - row.observed_at).total_seconds(), left))

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from yarl import URL
@@ -110,6 +110,7 @@ class Channel:
         return own
 
     async def _ask(self, call: Call) -> Answer:
+        seen = self._confirmations
         try:
             return await self._send(call)
         except KeyRefused as refusal:
@@ -119,7 +120,7 @@ class Channel:
                 self._refuse(refusal)
                 raise
             refused = refusal
-        await self._confirm_key()
+        await self._confirm_key(seen)
         raise AccountRefused(
             "the account is refused, the key is not",
             method=refused.method,
@@ -129,12 +130,14 @@ class Channel:
             cf_ray=refused.cf_ray,
         )
 
-    async def _confirm_key(self) -> None:
-        """Return when the key itself is good; ``KeyRefused`` when it is not."""
-        seen = self._confirmations
+    async def _confirm_key(self, seen: int) -> None:
+        """Return when the key itself is good; ``KeyRefused`` when it is not.
+
+        ``seen`` is how often it was confirmed when the refused request set out.
+        """
         async with self._confirming:
             if self._confirmations != seen:
-                return  # somebody else asked while this one waited
+                return  # somebody else asked since
             try:
                 await self._send(self._own_account)
             except AccountRefused:
@@ -168,7 +171,9 @@ class Channel:
         if answer.served_at is not None:
             self.clock_offset = time.time() - answer.served_at
         raise_for(answer, call.types, self._origin.redact)
-        return answer
+        if call.types is None:
+            return answer  # a certificate, which is kept as it was served
+        return replace(answer, body=self._origin.redact_bytes(answer.body))
 
     def _refuse(self, refusal: KeyRefused) -> None:
         self._gate.close(refusal)

@@ -71,6 +71,10 @@ class Pacer:
         recovered = max(self._clock() - self._lowered_at, 0) / _RECOVERY_S * self.rate
         return min(self.rate, self._lowered_to + recovered)
 
+    def as_document(self) -> dict[str, float]:
+        """Return the rate, the pace now, and how many pauses there were, JSON-ready."""
+        return {"rate": self.rate, "pace": round(self.pace, 3), "pauses": self.pauses}
+
     def pause(self, seconds: float) -> None:
         """Let nobody start for this long and go slower after; a pause is never shortened."""
         if seconds <= 0:

@@ -1,9 +1,13 @@
-"""Where the listener listens: a host and a port."""
+"""Where the daemon is reached: the listener's host and port, and the socket beside the ledger."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from harvester.domain.errors import ConfigurationError
@@ -52,3 +56,18 @@ def check_token(address: Address | None, token: Secret | None) -> None:
             f"http.listen {address} is reached from other machines, so a token is needed: put one "
             "into a file and name it as http.token_file, or listen on 127.0.0.1"
         )
+
+
+def control_path(ledger: Path) -> Path:
+    """Return the socket's path, beside the ledger."""
+    return ledger.with_name(ledger.name + ".socket")
+
+
+@contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """Give a name for a socket that is short enough for the kernel's 107 bytes."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -23,28 +23,15 @@ from harvester.domain.errors import HarvesterError, LuneError
 from harvester.domain.ports import Archive, Ledger
 from harvester.domain.purchases import Purchase
 from harvester.harvest.accounts import AccountBook
+from harvester.harvest.announce import Announcer
 from harvester.harvest.place import Placer
 from harvester.harvest.track import Tracker
 from harvester.harvest.verify import Discrepancy, Finding, reopen
+from harvester.web.address import control_path, reachable
 
 log = structlog.get_logger()
 
 _LARGEST_BODY = 16 * 1024 * 1024
-
-
-def control_path(ledger: Path) -> Path:
-    """Return the socket's path, beside the ledger."""
-    return ledger.with_name(ledger.name + ".socket")
-
-
-@contextmanager
-def reachable(path: Path) -> Iterator[str]:
-    """Give a name for a socket that is short enough for the kernel's 107 bytes."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 def control_app(
@@ -55,12 +42,16 @@ def control_app(
     archive: Archive,
     clock: Callable[[], datetime],
     wake: Callable[[str], None],
+    pace: Callable[[], Mapping[str, float]],
     more: Iterable[web.RouteDef] = (),
 ) -> web.Application:
     """Make the handlers: track, place, retry, repair. Each answers when what it did is durable.
 
-    ``more`` routes are served beside them.
+    ``pace`` is told at ``GET /pace``; ``more`` routes are served beside them.
     """
+
+    async def tell_pace(_: web.Request) -> web.Response:
+        return web.json_response(dict(pace()))
 
     async def track(request: web.Request) -> web.Response:
         body = await request.json()
@@ -100,10 +91,22 @@ def control_app(
             web.post("/place", place),
             web.post("/retry", retry),
             web.post("/repair", repair),
+            web.get("/pace", tell_pace),
             *more,
         ]
     )
     return app
+
+
+def event_routes(announcer: Announcer, clock: Callable[[], datetime]) -> list[web.RouteDef]:
+    """Make the handler that queues events again for receivers, or hurries what is queued."""
+
+    async def resend(request: web.Request) -> web.Response:
+        body = await request.json()
+        again = await announcer.resend(body["seqs"], body["receiver"], clock())
+        return web.json_response(again)
+
+    return [web.post("/resend", resend)]
 
 
 @web.middleware

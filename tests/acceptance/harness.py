@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harvester.sandbox import Sandbox
+from tests import canaries
 
 T = TypeVar("T")
 
@@ -38,6 +39,9 @@ class Ran:
     code: int
     out: str
     err: str
+
+    def __post_init__(self) -> None:
+        canaries.hear(self.out, self.err)
 
     def document(self) -> Any:
         """Return stdout as the one JSON document it should be."""

@@ -345,6 +345,7 @@ def test_the_key_is_not_repeated_though_lune_quotes_it(house: House, tmp_path: P
         lune.add_orders(lune.live[1], ["complete", "paid"])
         lune.quotes_the_key = True
         lune.refused[lune.live[2]] = (403, "account_suspended")
+        (tmp_path / "key").touch(0o600)
         (tmp_path / "key").write_text(f"{lune.key}\n")
         house.configure(lune.base_url, lune.key, lune__api_key_file=str(tmp_path / "key"))
         assert house.drain().code == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +258,34 @@ async def test_verify_of_an_archive_that_is_gone_exits_3_and_says_so(
         assert str(home.archive) in ran.err
     assert not home.archive.exists()
     assert (await home.orders()).popitem()[1]["certificate"]["state"] == "stored"
+
+
+async def test_verify_of_a_ledger_that_contradicts_itself_exits_1_and_names_the_order(
+    home: Home, lune: Sandbox
+) -> None:
+    order = lune.create_order("paid", hold=True)
+    assert (await home.run("run", "--drain")).code == 0
+    with closing(sqlite3.connect(home.ledger)) as connection, connection:
+        connection.execute("UPDATE orders SET status = 'placed'")
+    ran = await home.run("verify", "--json")
+    assert ran.code == 1
+    (line,) = ran.document()["ledger"]
+    assert order.id in line
+    assert line in ran.err
+    assert "restore a backup" in ran.err
+    # Files are not fetched by a ledger that cannot be trusted.
+    assert (await home.run("verify", "--repair")).code == 1
+
+
+async def test_verify_of_a_damaged_ledger_exits_1_with_what_to_do(
+    home: Home, lune: Sandbox
+) -> None:
+    lune.create_order("complete", hold=True)
+    assert (await home.run("run", "--drain")).code == 0
+    data = bytearray(home.ledger.read_bytes())
+    data[-4096:] = bytes(4096)
+    home.ledger.write_bytes(data)
+    ran = await home.run("verify")
+    assert ran.code == 1
+    assert "Restore a backup" in ran.err
+    assert home.ledger.read_bytes() == data

@@ -88,14 +88,12 @@ async def test_a_key_file_that_is_not_there_is_named(home: Home) -> None:
     assert str(home.folder / "lune_api_key") in failures(ran)["key"]
 
 
-async def test_a_key_file_that_everybody_reads_is_a_warning_with_the_cure(home: Home) -> None:
+async def test_a_key_file_that_everybody_reads_is_refused_with_the_cure(home: Home) -> None:
     key = home.folder / "lune_api_key"
     key.chmod(0o644)
-    ran = await home.run("doctor")
-    assert ran.code == 0
-    level, text = lines(ran)["key"]
-    assert level == "warning"
-    assert f"chmod 600 {key}" in text
+    ran = await home.run("doctor", "--json")
+    assert ran.code == 78
+    assert f"chmod 600 {key}" in failures(ran)["key"]
 
 
 async def test_a_refused_key_exits_77_and_points_to_the_key(home: Home) -> None:

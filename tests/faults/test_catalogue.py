@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.catalogue import read_catalogue
+from tests.faults.catalogue import PAGE, page_with_catalogue, read_catalogue
 
 HERE = Path(__file__).parent
 IDS = {"N": 26, "A": 28, "P": 14, "F": 21, "D": 23, "S": 18, "C": 9, "X": 20}
@@ -58,3 +58,8 @@ def test_every_test_of_a_fault_names_its_rows() -> None:
     about_the_machinery = ("test_catalogue.py", "test_invariants.py", "campaigns/")
     nameless = [name for name, ids in marked_tests() if not ids]
     assert [name for name in nameless if not name.startswith(about_the_machinery)] == []
+
+
+def test_the_page_shows_the_catalogue_as_it_stands() -> None:
+    page = PAGE.read_text("utf-8")
+    assert page == page_with_catalogue(page), "run python -m tests.faults.catalogue"

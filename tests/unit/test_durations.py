@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harvester.settings import parse_duration
+from harvester.durations import parse_duration
 
 
 @pytest.mark.parametrize(

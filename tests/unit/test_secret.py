@@ -23,7 +23,9 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return tmp_path / "lune_api_key"
+    path = tmp_path / "lune_api_key"
+    path.touch(0o600)
+    return path
 
 
 def secret(value: str | None = None, file: Path | None = None) -> Secret:
@@ -85,6 +87,7 @@ def test_a_key_of_the_largest_size_is_read(file: Path) -> None:
 
 
 def test_a_missing_file_is_named_with_the_reason(file: Path) -> None:
+    file.unlink()
     message = refusal(secret(file=file))
     assert f"lune.api_key_file {file}: cannot be read: No such file" in message
 
@@ -136,7 +139,7 @@ def test_a_systemd_credential_gives_way_to_what_is_configured(
 ) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     file.write_text("credential")
-    (tmp_path / "named").write_text("named")
+    (tmp_path / "named").write_text("named")  # 0644 or so: it lies among systemd's credentials
     assert secret(file=tmp_path / "named").read() == "named"
     assert secret("given").read() == "given"
 
@@ -170,9 +173,38 @@ def test_a_secret_is_not_copied() -> None:
         copy.deepcopy(secret(KEY))
 
 
-@pytest.mark.parametrize(("mode", "exposed"), [(0o600, False), (0o640, False), (0o604, True)])
-def test_a_file_that_others_may_read_is_exposed(file: Path, mode: int, exposed: bool) -> None:
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o660])
+def test_a_file_of_the_owner_and_a_group_is_read(file: Path, mode: int) -> None:
     file.write_text(KEY)
     file.chmod(mode)
-    assert secret(file=file).is_exposed() is exposed
-    assert not secret(KEY).is_exposed()
+    assert secret(file=file).read() == KEY
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602, 0o606])
+def test_a_file_that_every_user_may_read_or_change_is_refused(file: Path, mode: int) -> None:
+    file.write_text(KEY)
+    file.chmod(mode)
+    assert refusal(secret(file=file)) == (
+        f"lune.api_key_file {file}: every user of this machine may read or change it; "
+        f"run `chmod 600 {file}`"
+    )
+
+
+def test_a_link_is_judged_by_the_file_behind_it(file: Path, tmp_path: Path) -> None:
+    file.write_text(KEY)
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    assert secret(file=link).read() == KEY
+    file.chmod(0o644)
+    assert "chmod 600" in refusal(secret(file=link))
+
+
+def test_a_credential_may_be_readable_to_all_where_systemd_put_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(KEY)
+    file.chmod(0o444)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(file.parent))
+    assert secret().read() == secret(file=file).read() == KEY
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(file.parent / "other"))
+    assert "chmod 600" in refusal(secret(file=file))

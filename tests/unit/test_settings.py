@@ -120,6 +120,7 @@ def test_a_list_in_the_environment_is_split_at_commas_and_blanks(
 
 
 def test_a_secret_file_outweighs_a_secret_in_the_same_file(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").touch(0o600)
     (tmp_path / "key").write_text("from-the-file")
     settings = loaded(file, f'[lune]\napi_key = "inline"\napi_key_file = "{tmp_path / "key"}"\n')
     assert settings.api_key.read() == "from-the-file"

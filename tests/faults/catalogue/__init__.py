@@ -7,6 +7,7 @@ shows, and ``test_catalogue.py`` holds the two against each other.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,3 +45,24 @@ def read_catalogue() -> dict[str, list[Fault]]:
 def fault(*ids: str) -> pytest.MarkDecorator:
     """Mark a test as the one that shows these faults."""
     return pytest.mark.fault(*ids)
+
+
+PAGE = FOLDER.parent / "README.md"
+_BEGIN, _END = "<!-- catalogue -->\n", "<!-- end of the catalogue -->\n"
+
+
+def page_with_catalogue(page: str) -> str:
+    """Return the page about the faults with the tables as they stand between its marks."""
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return before + _BEGIN + "".join(_lines()) + _END + after
+
+
+def _lines() -> Iterator[str]:
+    for title, rows in read_catalogue().items():
+        yield f"\n### {title}\n\n| id | fault | what must happen | shown by |\n|---|---|---|---|\n"
+        for row in sorted(rows, key=lambda row: int(row.id[1:])):
+            shown = "<br>".join(f"`{test}`" for test in row.tests) or f"waits for {row.waits_for}"
+            cells = (row.id, row.fault, row.expectation, shown)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    yield "\n"

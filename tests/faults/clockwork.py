@@ -1,0 +1,98 @@
+"""A wall clock that a test can step, and a disk that it can stall, while commands run.
+
+A small library is put before the commands' C library. It adds what stands in a file to the wall
+clock, as a person with ``date -s`` would, and leaves the monotonic clock as it is; and it lets
+each fsync wait for as long as stands there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.needs import need
+
+_SOURCE = """
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile long long *set; /* seconds added to the clock, seconds an fsync waits */
+
+__attribute__((constructor)) static void map_settings(void)
+{
+    int file = open(getenv("CLOCKWORK"), O_RDONLY | O_CLOEXEC);
+    void *place = mmap(NULL, 2 * sizeof *set, PROT_READ, MAP_SHARED, file, 0);
+    set = place == MAP_FAILED ? NULL : place;
+    close(file);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int failed = syscall(SYS_clock_gettime, clock, now);
+    if (!failed && clock == CLOCK_REALTIME && set)
+        now->tv_sec += set[0];
+    return failed;
+}
+
+static void dawdle(void)
+{
+    if (set && set[1])
+        sleep(set[1]);
+}
+
+int fsync(int file)
+{
+    dawdle();
+    return syscall(SYS_fsync, file);
+}
+
+int fdatasync(int file)
+{
+    dawdle();
+    return syscall(SYS_fdatasync, file);
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Clockwork:
+    """The library and the file it reads; ``environment`` is for the command."""
+
+    library: Path
+    settings: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs in its environment to go by this clock."""
+        return {"LD_PRELOAD": str(self.library), "CLOCKWORK": str(self.settings)}
+
+    def step(self, seconds: int) -> None:
+        """Set the clock this far ahead of the real one, or behind."""
+        with self.settings.open("r+b") as file:
+            file.write(struct.pack("q", seconds))
+
+    def stall(self, seconds: int) -> None:
+        """Let every fsync from now on take this long."""
+        with self.settings.open("r+b") as file:
+            file.seek(8)
+            file.write(struct.pack("q", seconds))
+
+
+def build(folder: Path) -> Clockwork:
+    """Compile the library; the test is skipped where there is no compiler."""
+    compiler = shutil.which("cc")
+    need(compiler, "a C compiler")
+    assert compiler is not None
+    source, library, settings = (folder / f"clockwork.{end}" for end in ("c", "so", "set"))
+    source.write_text(_SOURCE)
+    settings.write_bytes(struct.pack("qq", 0, 0))
+    subprocess.run((compiler, "-shared", "-fPIC", "-o", library, source), check=True, timeout=60)
+    return Clockwork(library, settings)
