@@ -6,11 +6,13 @@ suite. A test that needs a webhook secret or a database password uses these.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from harvester.sandbox import SandboxOptions
-from tests.faults.invariants import encodings
 from tests.integration.order_desk import KEY as DESK_KEY
 
 KEY = SandboxOptions().key
@@ -75,3 +77,16 @@ def shown(folder: Path | None, texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for name in shown_in(text.encode("utf-8", "surrogateescape")):
             yield f"what was printed or logged shows {name}"
+
+
+def encodings(secret: str) -> set[bytes]:
+    """Return a secret raw, as base64 (at any alignment), hex, URL- and JSON-escaped."""
+    raw = secret.encode()
+    found = {raw, raw.hex().encode(), quote(secret, safe="").encode()}
+    found.add(json.dumps(secret)[1:-1].encode())
+    for shift in range(3):
+        # What a longer text's base64 has in common, whatever stands before and after the secret.
+        text = base64.b64encode(b"\0" * shift + raw)
+        part = text[(0, 2, 3)[shift] : len(text) - 4]
+        found |= {part, part.replace(b"+", b"-").replace(b"/", b"_")}
+    return found

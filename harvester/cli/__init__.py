@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 
 import click
 
@@ -11,6 +13,7 @@ from harvester.cli.context import Context, pass_config
 from harvester.cli.db import db
 from harvester.cli.demo import demo
 from harvester.cli.doctor import doctor
+from harvester.cli.events import events
 from harvester.cli.exits import EXIT_CODES, exit_code_of, explain
 from harvester.cli.follow import retry, track
 from harvester.cli.healthcheck import healthcheck
@@ -21,6 +24,7 @@ from harvester.cli.run import run
 from harvester.cli.sandbox import command as sandbox
 from harvester.cli.status import status
 from harvester.cli.verify import verify
+from harvester.cli.webhooks import webhooks
 
 _EPILOG = "Exit codes: " + " · ".join(f"{code} {text}" for code, text in EXIT_CODES.items())
 
@@ -50,10 +54,12 @@ _COMMANDS = (
     status,
     retry,
     verify,
+    events,
     export,
     doctor,
     healthcheck,
     sandbox,
+    webhooks,
     db,
 )
 for _command in _COMMANDS:
@@ -62,6 +68,7 @@ for _command in _COMMANDS:
 
 def main() -> None:
     """Run the command line and end the process with a code of the table."""
+    threading.excepthook = _end_with_a_thread
     occupy_standard_streams()
     heed_sigterm()
     try:
@@ -77,3 +84,12 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last door: every fault gets its exit code
         explain(error)
         sys.exit(exit_code_of(error))
+
+
+def _end_with_a_thread(fault: threading.ExceptHookArgs) -> None:
+    """End the process with any of its threads: who waits for its answer would wait for ever.
+
+    At once and without clearing up, as by a kill, which every state on disk is ready for.
+    """
+    threading.__excepthook__(fault)
+    os._exit(1)

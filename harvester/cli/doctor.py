@@ -16,6 +16,7 @@ import click
 from harvester.cli.context import Context, command
 from harvester.cli.exits import CONFIGURATION, UNFINISHED, exit_code_of
 from harvester.cli.output import as_json, print_json, printable
+from harvester.cli.subscription import judge_webhooks
 
 if TYPE_CHECKING:
     from harvester.domain.orders import Account
@@ -84,11 +85,8 @@ async def _checks(context: Context) -> AsyncIterator[Check]:
     yield _sqlite()
     async for check in _archive(settings):
         yield check
-    if settings.webhook.secret or settings.webhook.secret_file:
-        text = "configured, but this release does not listen for webhooks; sweeps find everything"
-        yield Check("webhook", "warning", text)
-    else:
-        yield Check("webhook", "ok", "not configured; sweeps find everything")
+    level, text = await judge_webhooks(settings)
+    yield Check("webhook", level, text, CONFIGURATION)
 
 
 def _secret_file(settings: Settings) -> Check:

@@ -7,6 +7,7 @@ The tree; an error marked with * may go away by asking again::
     +-- LedgerHeld             another harvester holds the ledger
     +-- LedgerUnavailable *    the database cannot be written just now (disk full, locked, gone)
     +-- LedgerDamaged          the database is not what it should be; a person must look
+    |   +-- LedgerReplaced     its file was deleted or replaced while it was open
     +-- StorageUnavailable *   the archive cannot take a file just now (full, read-only, gone)
     +-- CertificateRejected *  an answer for a certificate was not a whole PDF
     +-- KeyTaken               an idempotency key belongs to another purchase
@@ -55,6 +56,10 @@ class LedgerUnavailable(HarvesterError):
 
 class LedgerDamaged(HarvesterError):
     """The ledger is damaged or not a ledger; it is left as it is."""
+
+
+class LedgerReplaced(LedgerDamaged):
+    """The ledger is not the file any more that was opened; going on would write into the void."""
 
 
 class StorageUnavailable(HarvesterError):

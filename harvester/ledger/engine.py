@@ -21,6 +21,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger.migrate import require_current
+from harvester.ledger.place import identity, require_same
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class Database:
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
+        self._opened = identity(path)
         self._reader = _engine(path, readonly=True, size=2)
         self._writer = None if readonly else _engine(path, readonly=False, size=1)
         self._lock = asyncio.Lock()
@@ -100,6 +102,7 @@ class Database:
         if self._writer is None:
             raise LedgerUnavailable(f"{self.path}: opened for reading only")
         async with self._lock:
+            require_same(self.path, self._opened)
             with _translated():
                 async with self._writer.begin() as connection:
                     return await work(connection)

@@ -7,7 +7,6 @@ program; what concerns a user's data is in ``harvester verify`` too, and that is
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -20,12 +19,12 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote
 
 from harvester.domain.orders import is_identifier
 from harvester.ledger.audit import contradictions
 from harvester.ledger.engine import Database
 from harvester.settings import Settings, load
+from tests.canaries import encodings
 from tests.faults.scene import PRIVATE, Scene
 from tests.faults.wire import Wire
 
@@ -208,16 +207,3 @@ def _secrets(scene: Scene) -> Iterator[str]:
     targets = "\n".join(seen.target for seen in scene.wire.requests).encode()
     if any(form in targets for form in forms):
         yield "I18 a secret is in a request's address"
-
-
-def encodings(secret: str) -> set[bytes]:
-    """Return a secret raw, as base64 (at any alignment), hex, URL- and JSON-escaped."""
-    raw = secret.encode()
-    found = {raw, raw.hex().encode(), quote(secret, safe="").encode()}
-    found.add(json.dumps(secret)[1:-1].encode())
-    for shift in range(3):
-        # What a longer text's base64 has in common, whatever stands before and after the secret.
-        text = base64.b64encode(b"\0" * shift + raw)
-        part = text[(0, 2, 3)[shift] : len(text) - 4]
-        found |= {part, part.replace(b"+", b"-").replace(b"/", b"_")}
-    return found

@@ -25,7 +25,7 @@ import aiohttp
 import click
 
 from harvester.sandbox import Sandbox, SandboxOptions
-from harvester.web.control import control_path, reachable
+from harvester.web.address import control_path, reachable
 from tests.acceptance.harness import Home, Running, until
 from tests.faults.invariants import check_invariants
 from tests.faults.scene import PRIVATE, Scene

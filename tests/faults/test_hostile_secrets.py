@@ -15,8 +15,8 @@ from harvester.domain.errors import ConfigurationError, HarvesterError
 from harvester.settings import load
 from tests import canaries
 from tests.acceptance.harness import Home
+from tests.canaries import encodings
 from tests.faults.catalogue import fault
-from tests.faults.invariants import encodings
 from tests.faults.scene import Scene
 from tests.faults.wire import Answer, changed, response, saying
 from tests.needs import cannot, need

@@ -9,7 +9,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.faults.invariants import BrokenError, check_invariants, encodings
+from tests.canaries import encodings
+from tests.faults.invariants import BrokenError, check_invariants
 from tests.faults.scene import PRIVATE, Scene
 
 Plant = Callable[[Scene], None]

@@ -75,14 +75,19 @@ async def test_a_finished_put_leaves_nothing_but_the_file(
     assert (root / KEY).stat().st_nlink == 1
 
 
-async def test_a_missing_root_is_made_only_when_asked_to(root: Path) -> None:
+async def test_a_missing_or_empty_root_is_set_up_only_when_asked_to(root: Path) -> None:
     archive = DirectoryArchive(root)
-    with pytest.raises(StorageUnavailable, match=r"does not exist.*create the folder"):
+    with pytest.raises(StorageUnavailable, match=r"does not exist: mount its disk.*/\.incoming"):
         await archive.prepare(create=False)
     assert not root.exists()
     root.mkdir()
-    await archive.prepare(create=False)
+    with pytest.raises(StorageUnavailable, match=r"is empty: mount its disk.*/\.incoming"):
+        await archive.prepare(create=False)
+    with pytest.raises(StorageUnavailable, match="mount its disk"):
+        await archive.probe()
+    assert names(root) == []
     await archive.prepare(create=True)
+    await archive.prepare(create=False)
     assert await archive.put(KEY, b"one") is not None
     await archive.close()
 
@@ -91,7 +96,7 @@ async def test_the_root_may_be_a_link_the_operator_made(tmp_path: Path, root: Pa
     (tmp_path / "elsewhere").mkdir()
     root.symlink_to("elsewhere")
     archive = DirectoryArchive(root)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     await archive.put(KEY, b"one")
     await archive.close()
     assert (tmp_path / "elsewhere" / KEY).read_bytes() == b"one"
@@ -124,6 +129,31 @@ async def test_an_empty_folder_in_place_of_the_root_is_taken_for_an_absent_disk(
     with pytest.raises(StorageUnavailable, match="mount its disk"):
         await archive.read(KEY)
     assert names(root) == []
+
+
+async def test_the_folder_a_restored_archive_came_without_is_made(root: Path) -> None:
+    (root / "acct").mkdir(parents=True)
+    (root / "acct" / "ORDER.pdf").write_bytes(b"one")
+    archive = DirectoryArchive(root)
+    await archive.prepare(create=False)
+    assert await archive.read("acct/ORDER.pdf") == b"one"
+    assert await archive.put(KEY, b"one") is not None
+    await archive.close()
+
+
+async def test_a_root_made_again_is_used_after_a_probe_and_one_that_is_a_link_is_not(
+    archive: DirectoryArchive, root: Path, tmp_path: Path
+) -> None:
+    root.rename(tmp_path / "away")
+    root.mkdir()
+    await archive.probe()
+    assert await archive.put(KEY, b"one") is not None
+    root.rename(tmp_path / "away too")
+    (tmp_path / "outside").mkdir()
+    root.symlink_to(tmp_path / "outside")
+    with pytest.raises(StorageUnavailable, match=r"no \.incoming folder"):
+        await archive.probe()
+    assert names(tmp_path / "outside") == []
 
 
 @pytest.mark.parametrize("planted", ["acct", "acct/2026-01"])

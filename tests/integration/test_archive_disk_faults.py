@@ -58,7 +58,7 @@ def mount(*arguments: str) -> None:
 async def full_disk(folder: Path) -> None:
     mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     await archive.put(KEY, BODY)
     assert "the disk is full (ENOSPC)" in await refusal(archive.put("acct/big.pdf", BODY * 9))
     assert file_names(folder) == [KEY]
@@ -76,7 +76,7 @@ async def full_disk(folder: Path) -> None:
 async def disk_without_inodes(folder: Path) -> None:
     mount("-t", "tmpfs", "-o", "size=1m,nr_inodes=12", "tmpfs", str(folder))
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     stored = 0
     for number in range(12):
         try:
@@ -92,7 +92,7 @@ async def disk_without_inodes(folder: Path) -> None:
 async def read_only_disk(folder: Path) -> None:
     mount("-t", "tmpfs", "tmpfs", str(folder))
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     await archive.put(KEY, BODY)
     mount("-o", "remount,ro", str(folder))
     for action in (archive.put("acct/NEXT.pdf", b"one"), archive.probe()):
@@ -108,7 +108,7 @@ async def read_only_disk(folder: Path) -> None:
 async def absent_disk(folder: Path) -> None:
     mount("-t", "tmpfs", "tmpfs", str(folder))
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     subprocess.run(["umount", str(folder)], check=True)
     assert "mount its disk" in await refusal(archive.put(KEY, BODY))
     assert not list(folder.iterdir())
@@ -117,7 +117,7 @@ async def absent_disk(folder: Path) -> None:
 
 async def two_disks(folder: Path) -> None:
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     mount("-t", "tmpfs", "tmpfs", str(folder / ".incoming"))
     for action in (archive.put(KEY, BODY), archive.probe()):
         assert "different file systems; keep the archive on one (EXDEV)" in await refusal(action)
@@ -126,7 +126,7 @@ async def two_disks(folder: Path) -> None:
 
 async def two_disks_by_account(folder: Path) -> None:
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     (folder / "acct").mkdir()
     mount("-t", "tmpfs", "tmpfs", str(folder / "acct"))
     assert "EXDEV" in await refusal(archive.put(KEY, BODY))
@@ -162,7 +162,7 @@ def test_a_disk_that_cannot_take_files_says_so_and_loses_none(
 
 async def prepared(folder: Path) -> None:
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     await archive.close()
 
 

@@ -47,7 +47,7 @@ def file_names(folder: Path) -> list[str]:
 
 async def prepared(folder: Path) -> None:
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     await archive.close()
 
 
@@ -192,7 +192,7 @@ async def test_a_put_killed_before_any_step_leaves_a_whole_file_or_none(
     assert done.stdout == "", "it was not killed"
     assert len(list((folder / ".incoming").iterdir())) == 1
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     assert await archive.read(KEY) == (BODY if step in STEPS_AFTER_THE_LINK else None)
     assert await archive.sweep_temporaries() == 1
     assert await archive.put(KEY, BODY) == await archive.digest(KEY)
@@ -211,7 +211,7 @@ def certificate(number: int) -> tuple[str, bytes]:
 
 async def many_puts(folder: Path) -> None:
     archive = DirectoryArchive(folder)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     number = int(sys.argv[3])
     while True:
         batch = range(number, number + 4)
@@ -225,7 +225,7 @@ async def test_killed_at_random_moments_every_file_is_whole_and_none_acknowledge
 ) -> None:
     dice = random.Random(20260101)
     archive = DirectoryArchive(tmp_path)
-    await archive.prepare(create=False)
+    await archive.prepare(create=True)
     acknowledged = 0
     leftovers = 0
     for _ in range(KILLS):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import traceback
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
+from harvester.ledger.audit import contradictions
 from harvester.ledger.engine import Database
 from harvester.ledger.queries import stream_orders
 from harvester.ledger.sql import SqlLedger
@@ -110,3 +113,64 @@ async def test_no_error_shows_what_was_to_be_written(kept: Kept) -> None:
         assert "the ledger could not be used" in str(error)
         shown = "".join(traceback.format_exception(error))
         assert "Canary" not in shown
+
+
+# What the schema cannot refuse: rows that a damaged disk or another program's hands changed.
+
+
+def meddle(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "rule"),
+    [
+        ("DELETE FROM transitions WHERE seq = 1", "are not numbered 1, 2, 3"),
+        ("UPDATE transitions SET from_status = 'x' WHERE seq = 2", "does not begin where"),
+        ("UPDATE transitions SET from_status = 'x' WHERE seq = 1", "does not begin at nothing"),
+        ("UPDATE transitions SET to_status = from_status WHERE seq = 2", "goes nowhere"),
+        ("UPDATE orders SET status = 'paid'", "is not where its transitions ended"),
+        ("DELETE FROM transitions", "is not where its transitions ended"),
+        ("UPDATE orders SET certificate_state = NULL", "no certificate is owed or stored"),
+        ("UPDATE orders SET certificate_state = 'owed'", "nothing says when to fetch it"),
+        ("DELETE FROM certificates", "no file is recorded"),
+        ("UPDATE certificates SET version = 2", "does not have that version's name"),
+    ],
+)
+async def test_a_ledger_that_contradicts_itself_is_told_by_order_and_rule(
+    kept: Kept, path: Path, statement: str, rule: str
+) -> None:
+    await kept.see(order("o1"))
+    await kept.see(order("o1", status="complete"))
+    await kept.file(stored())
+    assert await contradictions(kept.database) == []
+    meddle(path, statement)
+    lines = await contradictions(kept.database)
+    assert any(line.startswith("order o1 of account acct: ") and rule in line for line in lines)
+
+
+async def test_an_open_order_that_nobody_will_look_at_is_a_contradiction(
+    kept: Kept, path: Path
+) -> None:
+    await kept.see(order("o1"))
+    assert await contradictions(kept.database) == []
+    meddle(path, "UPDATE orders SET next_check_at = NULL")
+    (line,) = await contradictions(kept.database)
+    assert "nothing says when to look" in line
+
+
+async def test_a_version_whose_number_was_passed_over_is_none(kept: Kept) -> None:
+    """The first name was taken by a file that is no certificate."""
+    await kept.see(order("o1", status="complete"))
+    await kept.file(stored(2, key="acct/o1.v2.pdf"))
+    assert await contradictions(kept.database) == []
+
+
+async def test_of_a_rule_broken_everywhere_the_first_hundred_orders_are_told(
+    kept: Kept, path: Path
+) -> None:
+    await kept.see(*(order(f"o{number}") for number in range(150)))
+    meddle(path, "UPDATE orders SET next_check_at = NULL")
+    assert len(await contradictions(kept.database)) == 100

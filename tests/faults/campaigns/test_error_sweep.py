@@ -9,33 +9,38 @@ import pytest
 from tests.faults.error_sweep import sweep
 from tests.faults.flows import FLOWS
 from tests.faults.scene import Scene
+from tests.faults.stage import Strike
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
 SAMPLE = [
-    ("first-drain", "EIO", "once", (3, 200)),
-    ("first-drain", "ENOSPC", "ever", (62, 250)),
-    ("first-drain", "EMFILE", "ever", (2, 123)),
-    ("one-certificate", "EIO", "ever", (1, 40)),
-    ("one-certificate", "EROFS", "ever", (1, 75)),
-    ("one-certificate", "ENOSPC", "once", (50, 100)),
-    ("status-change", "ENOSPC", "once", (30,)),
-    ("migration", "EROFS", "ever", (62,)),
-    ("migration", "EIO", "once", (123,)),
-    ("backup", "ENOSPC", "ever", (30,)),
-    ("repair", "EIO", "once", (40,)),
-    ("repair", "EMFILE", "once", (80,)),
-    ("recovery", "EROFS", "once", (60,)),
+    ("first-drain", "EIO", "once", ("mkdirat:1", "fsync:4")),
+    ("first-drain", "ENOSPC", "ever", ("pwrite64:40", "fdatasync:12")),
+    ("first-drain", "EMFILE", "ever", ("openat:1", "openat:8")),
+    ("one-certificate", "EIO", "ever", ("ftruncate:1", "linkat:1")),
+    ("one-certificate", "EROFS", "ever", ("openat:1", "pwrite64:20")),
+    ("one-certificate", "ENOSPC", "once", ("write:1", "fdatasync:2")),
+    ("status-change", "ENOSPC", "once", ("pwrite64:15",)),
+    ("migration", "EROFS", "ever", ("pwrite64:10", "unlink:1")),
+    ("migration", "EIO", "once", ("fdatasync:2",)),
+    ("backup", "ENOSPC", "ever", ("pwrite64:10",)),
+    ("repair", "EIO", "once", ("renameat:1",)),
+    ("repair", "EMFILE", "once", ("openat:6",)),
+    ("recovery", "EROFS", "once", ("unlinkat:1", "linkat:1")),
 ]
 
 
-@pytest.mark.parametrize(("flow", "error", "mode", "numbers"), SAMPLE)
+@pytest.mark.parametrize(("flow", "error", "mode", "calls"), SAMPLE)
 async def test_a_call_that_fails_ends_in_an_honest_code_and_the_next_run_goes_on(
-    flow: str, error: str, mode: str, numbers: tuple[int, ...]
+    flow: str, error: str, mode: str, calls: tuple[str, ...]
 ) -> None:
-    swept = await sweep(FLOWS[flow], error, mode, numbers)
+    strikes = [
+        Strike(int(at), error, ever=mode == "ever", only=name)
+        for name, at in (call.split(":") for call in calls)
+    ]
+    swept = await sweep(FLOWS[flow], strikes)
     assert swept.violations == {}
-    assert swept.runs == sum(swept.codes.values()) == len(numbers)
+    assert swept.runs == sum(swept.codes.values()) == len(calls)
 
 
 async def test_an_exit_code_that_says_done_while_something_is_left_is_told() -> None:
@@ -43,7 +48,8 @@ async def test_an_exit_code_that_says_done_while_something_is_left_is_told() -> 
         return 1
 
     flow = replace(FLOWS["backup"], finish=there_is_always_more)
-    swept = await sweep(flow, "EIO", "once", [20, 81])
+    # SQLite makes do without the sync of a folder.
+    swept = await sweep(flow, [Strike(at, "EIO", only="fdatasync") for at in (2, 6)])
     assert swept.codes == {0: 2}
     assert [what for what in swept.violations.values() if "left 1 things to do" not in what] == []
     assert len(swept.violations) == 2

@@ -16,30 +16,33 @@ from tests.faults.flows import FLOWS
 from tests.faults.invariants import BrokenError
 from tests.faults.kill_sweep import parse_sample, sweep
 from tests.faults.scene import Scene
+from tests.faults.stage import Strike
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
 CHECKOUT = Path(__file__).parents[3]
 SAMPLE = {
-    "first-drain": (17, 150, 270),
-    "one-certificate": (30, 70, 110),
-    "status-change": (20, 50, 85),
-    "migration": (20, 60, 130),
-    "backup": (15, 55, 90),
-    "repair": (10, 60, 150),
-    "recovery": (12, 80, 150),
+    "first-drain": ("unlink:1", "fsync:4", "linkat:2", "fdatasync:12"),
+    "one-certificate": ("fdatasync:2", "linkat:1", "unlinkat:1"),
+    "status-change": ("openat:2", "pwrite64:15", "fdatasync:1"),
+    "migration": ("pwrite64:30", "unlink:1", "fdatasync:2"),
+    "backup": ("pwrite64:3", "fsync:1", "unlink:2"),
+    "repair": ("renameat:1", "linkat:2", "fdatasync:3"),
+    "recovery": ("unlinkat:1", "linkat:1", "fdatasync:2"),
 }
+"""The calls at which the suite kills: the name, and which of that name."""
 
 
 @pytest.mark.parametrize("flow", FLOWS)
 async def test_killed_at_a_call_it_goes_on_from_what_it_left(flow: str) -> None:
-    swept = await sweep(FLOWS[flow], SAMPLE[flow])
+    calls = (call.split(":") for call in SAMPLE[flow])
+    swept = await sweep(FLOWS[flow], [Strike(int(at), only=name) for name, at in calls])
     assert swept.violations == {}
     assert swept.killed == len(SAMPLE[flow])
 
 
 async def test_a_sweep_ends_with_the_run_that_is_not_killed() -> None:
-    swept = await sweep(FLOWS["backup"], [10_000, 1])
+    swept = await sweep(FLOWS["backup"], [Strike(10_000), Strike(1)])
     assert (swept.killed, swept.violations) == (0, {})
 
 
@@ -47,7 +50,7 @@ async def test_what_does_not_hold_is_told_and_its_files_are_kept() -> None:
     async def never(scene: Scene) -> int:
         raise BrokenError("this never holds")
 
-    swept = await sweep(replace(FLOWS["backup"], finish=never), [30])
+    swept = await sweep(replace(FLOWS["backup"], finish=never), [Strike(30)])
     [(where, what)] = swept.violations.items()
     assert where.startswith("30: ")
     assert "this never holds" in what
@@ -57,7 +60,7 @@ async def test_what_does_not_hold_is_told_and_its_files_are_kept() -> None:
 
 
 def test_the_command_tells_what_it_did() -> None:
-    arguments = ("--flow", "backup", "--sample", "95/1000", "--json")
+    arguments = ("--flow", "backup", "--sample", "80/1000", "--json")
     command = (sys.executable, "-m", "tests.faults.kill_sweep", *arguments)
     ran = subprocess.run(
         command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False

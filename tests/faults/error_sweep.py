@@ -1,0 +1,158 @@
+"""Fail every call that changes a file, one after the other, once or from there on for ever.
+
+    python -m tests.faults.error_sweep [--flow NAME]... [--error NAME]... [--mode once|ever]...
+                                       [--sample N/M | --every K] [--jobs J] [--json]
+
+A command whose N-th call fails has to come to an end by itself, with an exit code of the table
+that is true (0 only when nothing was left to do) and without a traceback. Then the fault is gone:
+the invariants are checked on what was left, the flow is brought to its end, and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import count, product
+from multiprocessing import get_context
+
+import click
+
+from harvester.cli.exits import CONFIGURATION, DONE, FAULT, UNFINISHED
+from tests.acceptance.harness import events
+from tests.faults.flows import FLOWS
+from tests.faults.invariants import BrokenError
+from tests.faults.kill_sweep import parse_sample
+from tests.faults.stage import Flow, Stage, Strike, Struck, open_stage, run_struck
+
+ERRORS = ("EIO", "ENOSPC", "EMFILE", "EROFS")
+MODES = ("once", "ever")
+_HONEST = (DONE, FAULT, UNFINISHED, CONFIGURATION)
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What came of one flow: how many ``runs`` met the error, and what did not hold, by run."""
+
+    flow: str
+    runs: int = 0
+    codes: Counter[int] = field(default_factory=Counter)
+    violations: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+async def sweep(flow: Flow, strikes: Iterable[Strike]) -> Sweep:
+    """Have a flow's calls fail, each time as the next strike says, until one does not come."""
+    began = time.monotonic()
+    swept = Sweep(flow.name)
+    async with open_stage(flow) as stage:
+        for strike in strikes:
+            if not await _fail(stage, strike, swept):
+                break
+    swept.seconds = time.monotonic() - began
+    return swept
+
+
+async def _fail(stage: Stage, strike: Strike, swept: Sweep) -> bool:
+    """Run once under the error; False when the command ended before it met it."""
+    mode = "ever" if strike.ever else "once"
+    where = f"{strike.what} {mode} from {strike.at}"
+    async with stage.play() as scene:
+        try:
+            struck = await run_struck(scene.home, stage.flow.command, strike)
+        except TimeoutError:
+            swept.violations[where] = "it did not end by itself"
+            return True
+        if struck.hit is None:
+            return False
+        swept.runs += 1
+        swept.codes[struck.code] += 1
+        scene.keep(struck.ran.err)
+        problems = list(_dishonest(struck))
+        try:
+            left = await stage.end(scene)
+        except BrokenError as broken:
+            problems.append(str(broken))
+        else:
+            if left and struck.code == DONE:
+                problems.append(f"it ended with 0 and left {left} things to do")
+    if problems:
+        swept.violations[f"{where}: {struck.hit}"] = "; ".join([f"code {struck.code}", *problems])
+    return True
+
+
+def _dishonest(struck: Struck) -> Iterator[str]:
+    """Yield what is wrong with the code a command ended with, and with what it said."""
+    if struck.code not in _HONEST:
+        yield f"no exit code for a fault of the disk: {struck.ran.err}"
+    traces = [event["exception"] for event in events(struck.ran.err) if "exception" in event]
+    for trace in (*traces, *re.findall(r"(?ms)^Traceback .*", struck.ran.err)):
+        frames = [line.strip() for line in trace.splitlines() if "/harvester/" in line]
+        yield " in ".join([trace.strip().splitlines()[-1], *frames[-1:]])
+
+
+def _shard(flow: str, error: str, mode: str, first: int, step: int) -> Sweep:
+    strikes = (Strike(number, error, ever=mode == "ever") for number in count(first, step))
+    return asyncio.run(sweep(FLOWS[flow], strikes))
+
+
+def sweep_all(
+    flows: Iterable[str], faults: Iterable[tuple[str, str]], first: int, step: int, jobs: int
+) -> Iterator[Sweep]:
+    """Sweep flows with so many processes at a time; yield each flow's figures as they are had."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        shards = {
+            flow: [pool.submit(_shard, flow, *fault, first, step) for fault in faults]
+            for flow in flows
+        }
+        for flow, futures in shards.items():
+            whole = Sweep(flow)
+            for part in (future.result() for future in futures):
+                whole.runs += part.runs
+                whole.codes += part.codes
+                whole.violations |= part.violations
+                whole.seconds += part.seconds
+            yield whole
+
+
+@click.command(help=__doc__)
+@click.option("--flow", "flows", type=click.Choice(list(FLOWS)), multiple=True)
+@click.option("--error", "errors", type=click.Choice(ERRORS), multiple=True)
+@click.option("--mode", "modes", type=click.Choice(MODES), multiple=True)
+@click.option("--sample", metavar="N/M", help="Calls N, N+M, N+2M, ... only.")
+@click.option("--every", type=click.IntRange(1), help="Every K-th call, beginning with the first.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON Lines on stdout.")
+def main(
+    flows: tuple[str, ...],
+    errors: tuple[str, ...],
+    modes: tuple[str, ...],
+    sample: str | None,
+    every: int | None,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Sweep and tell; exit 1 when anything did not hold."""
+    faults = list(product(errors or ERRORS, modes or MODES))
+    broken = 0
+    for one in sweep_all(flows or FLOWS, faults, *parse_sample(sample, every), jobs):
+        broken += len(one.violations)
+        if as_json:
+            click.echo(json.dumps(asdict(one)))
+            continue
+        codes = ", ".join(f"{times} x {code}" for code, times in sorted(one.codes.items()))
+        found = f"{one.runs} runs ended with {codes}; {len(one.violations)} violations"
+        click.echo(f"{one.flow}: {found}, {one.seconds:.1f} s")
+        for where, what in one.violations.items():
+            click.echo(f"  {where}: {what}")
+    sys.exit(min(broken, 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What the harvester does to its files: each flow from a prepared beginning to its end.
+
+The campaigns strike the command of a flow at one call after another (``stage.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from harvester.ledger import migrate
+from tests.faults.invariants import BrokenError, check_invariants
+from tests.faults.scene import Scene
+from tests.faults.stage import BEGINNING, Flow, Strike, run_struck
+
+_CHECKOUT = Path(__file__).parents[2]
+_COPY = "copy.db"
+
+# Beginnings.
+
+
+async def _new_orders(scene: Scene) -> None:
+    for status in ("complete", "complete", "complete", "placed", "paid"):
+        scene.order(status)
+
+
+async def _drained(scene: Scene) -> None:
+    await _new_orders(scene)
+    await scene.drain()
+
+
+async def _one_became_complete(scene: Scene) -> None:
+    await _drained(scene)
+    [order] = [one for one in scene.lune.orders() if scene.lune.status(one.id) == "paid"]
+    scene.lune.move_order(order.id, "complete")
+
+
+async def _one_moved(scene: Scene) -> None:
+    await _drained(scene)
+    [order] = [one for one in scene.lune.orders() if scene.lune.status(one.id) == "placed"]
+    scene.lune.move_order(order.id, "paid")
+
+
+async def _first_release(scene: Scene) -> None:
+    """Move what a drain recorded into a ledger of the first schema."""
+    await _drained(scene)
+    ledger, newer = scene.home.ledger, scene.home.ledger.with_name("newer.db")
+    ledger.rename(newer)
+    url = f"url=sqlite:///{ledger}"
+    alembic = (sys.executable, "-m", "alembic", "-x", url, "upgrade", "0001")
+    made = await asyncio.create_subprocess_exec(*alembic, cwd=_CHECKOUT)
+    assert await made.wait() == 0
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("ATTACH ? AS newer", (str(newer),))
+        for (table,) in connection.execute("SELECT name FROM main.sqlite_master").fetchall():
+            rows = connection.execute(f"SELECT name FROM pragma_table_info('{table}')").fetchall()
+            if rows and table != "alembic_version":
+                names = ", ".join(name for (name,) in rows)
+                connection.execute(
+                    f"INSERT INTO main.{table} ({names}) SELECT {names} FROM newer.{table}"
+                )
+        connection.commit()
+    ledger.chmod(0o600)
+    newer.unlink()
+
+
+async def _one_lost_one_changed(scene: Scene) -> None:
+    await _drained(scene)
+    lost, changed, _ = (scene.home.archive / name for name in sorted(scene.home.files()))
+    lost.unlink()
+    changed.write_bytes(changed.read_bytes() + b"\n")
+
+
+async def _killed_while_filing(scene: Scene) -> None:
+    """Leave a temporary, a file without a row, and a log that is not in the ledger yet."""
+    await _new_orders(scene)
+    struck = await run_struck(scene.home, ("run", "--drain"), Strike(2, only="unlinkat"))
+    assert struck.hit is not None
+    assert list((scene.home.archive / ".incoming").iterdir())
+
+
+# What a command that was cut short leaves, where that differs from what a drain leaves.
+
+
+async def _old_or_new(scene: Scene) -> None:
+    """Check that ledger and archive are as they were, or else that the invariants hold."""
+    home, before = scene.home, scene.home.folder.with_name(BEGINNING)
+    if _contents(home.ledger) != _contents(before / "data" / home.ledger.name):
+        await check_invariants(scene)
+    elif len(home.files()) != len(list((before / "certificates").glob("*/*/*.pdf"))):
+        raise BrokenError("a certificate was filed, and the ledger does not know its order")
+
+
+async def _planted_or_repaired(scene: Scene) -> None:
+    """Check all but that files are missing and changed, as they were to begin with."""
+    for invariant in ("I2", "I3"):
+        scene.excuse(invariant, "what the command is to repair")
+    await check_invariants(scene)
+    scene.excused.clear()
+    scene.filed.clear()
+
+
+# Ends.
+
+
+async def _drain(scene: Scene) -> int:
+    report = await scene.drain()
+    if report.unfinished:
+        raise BrokenError(f"a drain without faults left {report.unfinished}")
+    if left := [path.name for path in scene.home.ledger.parent.glob(".*.part*")]:
+        raise BrokenError(f"half-made copies stay beside the ledger: {left}")
+    filed = report.collected.filed + report.collected.adopted
+    return report.swept.new + report.swept.changed + filed
+
+
+async def _upgrade(scene: Scene) -> int:
+    left = int(migrate.current(scene.home.ledger) != migrate.HEAD)
+    return left + await _drain(scene)
+
+
+async def _back_up(scene: Scene) -> int:
+    copy = scene.home.folder / _COPY
+    if left := not copy.exists():
+        await asyncio.to_thread(migrate.backup, scene.home.ledger, copy)
+    if _contents(copy) != _contents(scene.home.ledger):
+        raise BrokenError(f"{copy} is not what the ledger holds")
+    return left + await _drain(scene)
+
+
+def _contents(path: Path) -> list[str]:
+    """Return a database as SQL, read from a copy; one that is not there is like an empty one."""
+    with TemporaryDirectory(prefix="harvester-contents-") as folder:
+        copy = Path(folder) / "copy.db"
+        for suffix in ("", "-wal", "-journal"):
+            if (part := Path(f"{path}{suffix}")).exists():
+                shutil.copyfile(part, f"{copy}{suffix}")
+        with closing(sqlite3.connect(copy)) as connection:
+            return list(connection.iterdump())
+
+
+async def _repair(scene: Scene) -> int:
+    ran = await scene.command("verify", "--repair", "--json")
+    if ran.code != 0:
+        raise BrokenError(f"not repaired: {ran.code}: {ran.err}")
+    found = ran.document()["discrepancies"]
+    return sum(one["finding"] in {"missing", "changed"} for one in found) + await _drain(scene)
+
+
+_DRAIN = ("run", "--drain")
+
+FLOWS: dict[str, Flow] = {
+    flow.name: flow
+    for flow in (
+        Flow("first-drain", _DRAIN, _new_orders, _drain, _old_or_new),
+        Flow("one-certificate", _DRAIN, _one_became_complete, _drain),
+        Flow("status-change", _DRAIN, _one_moved, _drain),
+        Flow("migration", ("db", "upgrade"), _first_release, _upgrade, _old_or_new),
+        Flow("backup", ("db", "backup", _COPY), _drained, _back_up),
+        Flow(
+            "repair", ("verify", "--repair"), _one_lost_one_changed, _repair, _planted_or_repaired
+        ),
+        Flow("recovery", _DRAIN, _killed_while_filing, _drain),
+    )
+}

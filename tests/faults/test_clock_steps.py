@@ -1,0 +1,129 @@
+"""The wall clock jumps while the daemon runs, or jumped before it was started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from itertools import count, pairwise
+
+import pytest
+
+from harvester.harvest.stopping import Stop
+from harvester.harvest.sweep import Sweep
+from harvester.ledger.queries import find_orders
+from tests.acceptance.harness import Running, until
+from tests.faults.catalogue import fault
+from tests.faults.clockwork import Clockwork, build
+from tests.faults.scene import Scene
+
+DAY = 86_400
+ENOUGH = 3
+"""Looks at the listing that show that the daemon goes on."""
+
+
+@pytest.fixture
+def clockwork(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Clockwork:
+    """A clock for the commands of this test."""
+    clock = build(tmp_path_factory.mktemp("clock"))
+    for name, text in clock.environment.items():
+        monkeypatch.setenv(name, text)
+    return clock
+
+
+async def goes_on(scene: Scene, daemon: Running) -> None:
+    """See that the listing is looked at a few times more, soon."""
+    seen = scene.wire.count("orders")
+    await until(lambda: daemon.ended or scene.wire.count("orders") >= seen + ENOUGH, 20)
+    assert not daemon.ended, "".join(daemon.err)
+
+
+@fault("C1", "C2", "C3")
+async def test_the_daemon_goes_on_however_the_wall_clock_is_set(
+    scene: Scene, clockwork: Clockwork
+) -> None:
+    scene.home.configure(harvest__sweep_interval="300ms", lune__rate_limit=12)
+    order = scene.order("paid")
+    async with scene.home.daemon() as daemon:
+        await goes_on(scene, daemon)
+        for offset in (-DAY, 400 * DAY, 0):
+            clockwork.step(offset)
+            await goes_on(scene, daemon)
+        scene.lune.move_order(order.id, "complete")
+        await until(scene.home.files, 20)
+        ran = await daemon.end()
+    scene.keep(ran.err)
+    assert ran.code == 0
+    steps = [round(one["seconds"] / DAY) for one in daemon.events("wall clock stepped")]
+    assert steps == [-1, 401, -400]
+    assert {one["level"] for one in daemon.events()} <= {"info", "warning"}
+
+
+@fault("C4", "S5")
+async def test_after_a_suspension_of_eight_hours_there_is_one_round_and_no_burst(
+    scene: Scene, clockwork: Clockwork
+) -> None:
+    scene.home.configure(harvest__sweep_interval="2s", lune__rate_limit=12)
+    for _ in range(5):
+        scene.order("paid")
+    async with scene.home.daemon() as daemon:
+        await until(lambda: daemon.events("sweep"))
+        process = daemon.process.pid
+        os.kill(process, signal.SIGSTOP)
+        clockwork.step(8 * 3600)
+        await asyncio.sleep(2.5)  # longer than an interval: what the process sleeps through
+        held = await scene.command("run", "--drain")
+        before = scene.wire.count("orders")
+        os.kill(process, signal.SIGCONT)
+        await asyncio.sleep(2)
+        rounds = scene.wire.count("orders") - before
+        clockwork.step(0)
+        await goes_on(scene, daemon)
+        ran = await daemon.end()
+    scene.keep(ran.err)
+    assert held.code == 75  # a process that is stopped still holds its ledger
+    accounts = len(scene.lune.accounts)
+    assert 1 <= rounds <= 4 * accounts  # of the 14,400 that it missed; the rate is an invariant
+    assert ran.code == 0
+
+
+@fault("C3")
+async def test_dates_from_a_wrong_clock_count_as_due(scene: Scene) -> None:
+    order = scene.order("paid")
+    await scene.drain()
+    far = int((datetime.now(UTC) + timedelta(days=365)).timestamp() * 1e6)
+    with closing(sqlite3.connect(scene.home.ledger)) as ledger, ledger:
+        changed = ledger.execute("UPDATE orders SET next_check_at = ?", (far,)).rowcount
+        changed += ledger.execute("UPDATE accounts SET next_sweep_at = ?", (far,)).rowcount
+    assert changed >= 2
+    scene.lune.move_order(order.id, "complete")
+    async with scene.open() as harvest:
+        report = await harvest.sweep.run_once(await harvest.book.accounts())
+        assert report.changed == 1
+        await harvest.collector.run_once()
+    assert scene.home.files()
+
+
+@fault("C7")
+async def test_transitions_keep_their_order_when_the_clock_runs_backward(scene: Scene) -> None:
+    order = scene.order("placed")
+    beginning = datetime.now(UTC)
+    instants = (beginning - timedelta(seconds=number // 4) for number in count())
+    path = ["placed", "paid", "retiring", "complete"]
+    async with scene.open() as harvest:
+        accounts = await harvest.book.accounts()
+        sweep = Sweep(harvest.lune, harvest.ledger, harvest.cadence, lambda: next(instants), Stop())
+        for status in path:
+            scene.lune.move_order(order.id, status)
+            await sweep.drain(accounts, beginning)
+        await harvest.collector.run_once()
+        (detail,) = await find_orders(harvest.database, order.id)
+    assert [step.to_status for step in detail.transitions] == path
+    assert [step.seq for step in detail.transitions] == [1, 2, 3, 4]
+    observed = [step.observed_at for step in detail.transitions]
+    assert all(later < earlier for earlier, later in pairwise(observed))

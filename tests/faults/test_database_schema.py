@@ -1,0 +1,162 @@
+"""The ledger's schema: an upgrade cut short, a million rows, statements that find their index."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from harvester.domain.records import EVERYTHING
+from harvester.ledger import migrate
+from harvester.ledger.engine import Database
+from harvester.ledger.sql import SqlLedger
+from tests.faults.catalogue import fault
+from tests.faults.disks import run_struck
+from tests.faults.scene import Scene
+
+ORDERS = 20_000
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+KILLS = 4
+
+
+def make_oldest(ledger: Path) -> None:
+    """Make a ledger of the first release, with an account in it."""
+    ledger.parent.mkdir(mode=0o700)
+    config = Config(cmd_opts=Namespace(x=[f"url=sqlite:///{ledger}"]))
+    config.set_main_option("script_location", str(migrate.migrations_folder()))
+    command.upgrade(config, migrate.REVISIONS[0])
+    ledger.chmod(0o600)
+
+
+@fault("D13")
+async def test_an_upgrade_killed_at_any_call_leaves_the_old_ledger_or_the_new_one(
+    scene: Scene,
+) -> None:
+    make_oldest(scene.home.ledger)
+    oldest = shutil.copyfile(scene.home.ledger, scene.home.folder / "oldest.db")
+    whole, counted = await run_struck(scene, arguments=("db", "upgrade"))
+    assert whole.code == 0
+    revisions = set()
+    for kill in range(KILLS):
+        shutil.rmtree(scene.home.ledger.parent)
+        scene.home.ledger.parent.mkdir(mode=0o700)
+        shutil.copyfile(oldest, scene.home.ledger)
+        at = 1 + kill * (counted["calls"] - 1) // (KILLS - 1)
+        ran, _ = await run_struck(scene, f"--at={at}", "--strike=KILL", arguments=("db", "upgrade"))
+        assert ran.code == -9
+        revisions.add(migrate.current(scene.home.ledger))
+        migrate.check_integrity(scene.home.ledger)
+        for backup in scene.home.ledger.parent.glob("[!.]*.before-*"):
+            assert migrate.current(backup) == migrate.REVISIONS[0]
+    assert revisions == {migrate.REVISIONS[0], migrate.HEAD}
+    shutil.copyfile(oldest, scene.home.ledger)
+    (scene.home.ledger.parent / f".{scene.home.ledger.name}.before-x.part").touch()
+    scene.order()
+    assert (await scene.drain()).collected.filed == 1
+    assert not list(scene.home.ledger.parent.glob("*.part*"))
+
+
+def fill(ledger: Path) -> None:
+    """Write years of orders in five accounts: most complete and filed, one in fifty open."""
+    accounts = [(f"acct{number}",) for number in range(5)]
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        connection.executemany(
+            "INSERT INTO accounts (id, name, mode, scope, is_default, first_seen_at, last_seen_at,"
+            " sweep_number, joined_sweep, next_sweep_at)"
+            " VALUES (?, 'Acme', 'test', 'account', 0, 0, 0, 1, 1, 0)",
+            accounts,
+        )
+        connection.execute(
+            "WITH RECURSIVE number(n) AS"
+            " (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)"
+            " INSERT INTO orders (account_id, id, status, metadata, created_at, first_seen_at,"
+            " last_seen_at, changed_at, next_check_at, first_sweep, mode, document_digest,"
+            " certificate_state, attempts)"
+            " SELECT 'acct' || n % 5, 'ORDER' || n, iif(n % 50, 'complete', 'paid'), '{}',"
+            " n * 1000000, 0, 0, 0, iif(n % 50, NULL, ?), 1, 'test', x'00',"
+            " iif(n % 50, iif(n % 501, 'stored', 'owed'), NULL), 0 FROM number",
+            (ORDERS, round((NOW + timedelta(days=1)).timestamp() * 1e6)),
+        )
+        connection.execute(
+            "INSERT INTO certificates (account_id, order_id, version, kind, key, sha256, size,"
+            " stored_at) SELECT account_id, id, 1, 'final', id || '.pdf', '', 1, 0 FROM orders"
+            " WHERE certificate_state = 'stored'"
+        )
+        connection.execute("COMMIT")
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """Collect what is executed meanwhile, with its parameters."""
+    found: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")):
+            found.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+async def work_a_round(ledger: SqlLedger) -> None:
+    """Ask what a daemon asks at every turn, with nothing due."""
+    horizon = NOW + timedelta(days=30)
+    await ledger.due_accounts(NOW, horizon)
+    await ledger.accounts_with_due_looks(NOW, horizon)
+    for account in await ledger.accounts():
+        await ledger.due_looks(account.id, NOW, horizon)
+    await ledger.due_certificates(NOW, horizon, 200)
+    await ledger.earliest_due(EVERYTHING)
+    await ledger.missing_certificates(EVERYTHING)
+
+
+@fault("D18")
+async def test_a_turn_of_the_daemon_reads_what_is_due_and_not_years_of_orders(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.db"
+    migrate.upgrade(path)
+    fill(path)
+    database = Database(path, readonly=True)
+    with statements() as asked:
+        await work_a_round(SqlLedger(database))
+    await database.close()
+    assert len(asked) > 8
+    with closing(sqlite3.connect(path)) as connection:
+        indices = connection.execute("SELECT name, partial FROM pragma_index_list('orders')")
+        partial = tuple(name for name, of_few in indices if of_few)
+        wasteful = {
+            statement: plan
+            for statement, parameters in asked
+            if not _reads_few(plan := _plan(connection, statement, parameters), partial)
+        }
+    assert wasteful == {}
+
+
+def _plan(connection: sqlite3.Connection, statement: str, parameters: Any) -> list[str]:
+    explained = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    return [step[3] for step in explained]
+
+
+def _reads_few(plan: list[str], partial: tuple[str, ...]) -> bool:
+    """Tell whether no step reads all orders or what hangs on them; accounts are few."""
+    whole = ("SCAN orders", "SCAN transitions", "SCAN certificates", "SCAN order_documents")
+    listing = "INDEX orders_listing (account_id=?)"  # all of an account's orders
+    return not any(
+        (step.startswith(whole) and not step.endswith(partial)) or step.endswith(listing)
+        for step in plan
+    )

@@ -1,0 +1,94 @@
+"""Killed between any two steps, or without power: what is recorded is there, nothing is lost."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.harness import HARVESTER, events
+from tests.faults.catalogue import fault
+from tests.faults.disks import Command, query, run_struck, strace
+from tests.faults.scene import Scene
+
+LEFT = 10_000
+
+
+async def owing(scene: Scene) -> str:
+    """Have all made and one certificate owed; return its order."""
+    order = scene.order("placed")
+    await scene.drain()
+    scene.lune.move_order(order.id, "complete")
+    return order.id
+
+
+@fault("F5")
+@pytest.mark.parametrize(
+    ("call", "at"),
+    [("fsync", 2), ("linkat", 1), ("fsync", 3), ("unlinkat", 1), ("fdatasync", 1)],
+    ids=["unsynced", "unlinked", "linked", "synced", "unrecorded"],
+)
+async def test_killed_between_two_steps_the_next_drain_files_it_once(
+    scene: Scene, call: str, at: int
+) -> None:
+    await owing(scene)
+    ran, struck = await run_struck(scene, f"--only={call}", f"--at={at}", "--strike=KILL")
+    assert struck["hit"], ran.err
+    assert ran.code == -9
+    await scene.drain()
+    assert query(scene, "SELECT version, key FROM certificates") == [
+        (1, *scene.home.files()),
+    ]
+
+
+@fault("F6")
+async def test_nothing_is_recorded_or_told_before_it_would_survive_a_power_cut(
+    scene: Scene,
+) -> None:
+    """The order of the calls: the file, its name, its folders, its row, and only then the word."""
+    order = await owing(scene)
+    trace = scene.home.folder / "trace"
+    watched = "-etrace=write,pwrite64,fsync,fdatasync,linkat"
+    traced: Command = (*strace("-y", "-s", "4096", "-o", trace, watched), sys.executable, HARVESTER)
+    ran = await scene.home.run("run", "--drain", program=traced)
+    scene.keep(ran.err)
+    assert ran.code == 0
+    steps = [_step(line, scene.home.archive, scene.home.ledger) for line in _lines(trace, order)]
+    story = [step for step in steps if step]
+    linked = story.index("link")
+    assert story[linked - 1 : linked + 4] == ["sync file", "link", *["sync folder"] * 3]
+    told = story.index("tell")
+    recorded = story[linked + 4 : told]
+    assert set(recorded) == {"write ledger", "sync ledger"}
+    assert recorded[-1] == "sync ledger"
+    assert [step for step in story if "ledger" in step][-1] == "sync ledger"
+
+
+def _lines(trace: Path, order: str) -> list[str]:
+    """Return the calls up to the end of the program; what a log line says counts as one."""
+    lines = trace.read_text("utf-8", errors="replace").splitlines()
+    return [re.sub(rf'"certificate filed.*{order}', "TOLD", line) for line in lines]
+
+
+def _step(line: str, archive: Path, ledger: Path) -> str | None:
+    call = line.split(maxsplit=1)[1]
+    if call.startswith("linkat("):
+        return "link" if call.count(".pdf") else None
+    if call.startswith("fsync(") and f"<{archive}" in call:
+        return "sync file" if ".part>" in call else "sync folder"
+    if f"<{ledger}-wal>" in call:
+        return "sync ledger" if call.startswith("fdatasync(") else "write ledger"
+    return "tell" if "certificate filed" in call else None
+
+
+@fault("F12")
+async def test_ten_thousand_temporaries_of_crashes_are_swept_at_the_start(scene: Scene) -> None:
+    await owing(scene)
+    for number in range(LEFT):
+        (scene.home.archive / ".incoming" / f"{number:032x}.part").touch()
+    report = await scene.drain()
+    assert report.collected.filed == 1
+    (swept,) = events(scene.log_text(), "temporaries swept")
+    assert swept["files"] == LEFT
