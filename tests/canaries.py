@@ -37,12 +37,27 @@ SHOWN_BY = {
     "test_the_sandbox_prints_a_configuration_that_works_when_pasted": "the sandbox's own key",
     "integration/test_ledger_upgrade.py::"
     "test_the_wheel_has_the_migrations_and_makes_a_ledger_with_them": "the sandbox's own source",
+    "faults/test_invariants.py::test_a_planted_break_is_found": "one of the breaks is a key",
     "faults/test_hostile_secrets.py::test_the_search_after_every_test_can_fail": "it plants them",
 }
 """Tests (``file::function`` below ``tests``) of what shows a key on purpose, and why."""
 
 _LARGEST = 32 * 2**20
 """Bytes of a file that are looked through; those that fill a disk are longer."""
+
+
+def encodings(secret: str) -> set[bytes]:
+    """Return a secret raw, as base64 (at any alignment), hex, URL- and JSON-escaped."""
+    raw = secret.encode()
+    found = {raw, raw.hex().encode(), quote(secret, safe="").encode()}
+    found.add(json.dumps(secret)[1:-1].encode())
+    for shift in range(3):
+        # What a longer text's base64 has in common, whatever stands before and after the secret.
+        text = base64.b64encode(b"\0" * shift + raw)
+        part = text[(0, 2, 3)[shift] : len(text) - 4]
+        found |= {part, part.replace(b"+", b"-").replace(b"/", b"_")}
+    return found
+
 
 _FORMS = {form: name for name, secret in SECRETS.items() for form in encodings(secret)}
 _heard: list[str] = []
@@ -77,16 +92,3 @@ def shown(folder: Path | None, texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for name in shown_in(text.encode("utf-8", "surrogateescape")):
             yield f"what was printed or logged shows {name}"
-
-
-def encodings(secret: str) -> set[bytes]:
-    """Return a secret raw, as base64 (at any alignment), hex, URL- and JSON-escaped."""
-    raw = secret.encode()
-    found = {raw, raw.hex().encode(), quote(secret, safe="").encode()}
-    found.add(json.dumps(secret)[1:-1].encode())
-    for shift in range(3):
-        # What a longer text's base64 has in common, whatever stands before and after the secret.
-        text = base64.b64encode(b"\0" * shift + raw)
-        part = text[(0, 2, 3)[shift] : len(text) - 4]
-        found |= {part, part.replace(b"+", b"-").replace(b"/", b"_")}
-    return found
