@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ from harvester.archive.pdf import check_pdf
 from harvester.archive.reading import CertificateReader
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import ConfigurationError, LedgerUnavailable, StorageUnavailable
+from harvester.domain.webhooks import REMEMBERED
 from harvester.harvest.accounts import AccountBook
+from harvester.harvest.announce import Announcer
 from harvester.harvest.collect import Collector
 from harvester.harvest.daemon import Daemon
 from harvester.harvest.drain import Drain, DrainReport
 from harvester.harvest.place import Placer
 from harvester.harvest.stopping import Stop
+from harvester.harvest.stuck import StuckWatch
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracker
 from harvester.ledger import migrate
@@ -35,14 +39,17 @@ from harvester.ledger.figures import last_sweep
 from harvester.ledger.lock import LedgerLock
 from harvester.ledger.sql import SqlLedger
 from harvester.lune import Deadlines, LuneClient, Pacer
+from harvester.lune.webhooks import WebhookClient
 from harvester.metrics import MeasuredDatabase, MeasuredSweep, Metrics, sweep_seconds
+from harvester.receivers import open_announcer
 from harvester.settings import Settings
 from harvester.web.address import check_token
 from harvester.web.api import Api
-from harvester.web.control import control_app, serve_control
+from harvester.web.control import control_app, event_routes, serve_control
 from harvester.web.health import Health, Probe
 from harvester.web.listener import serve_listener
 from harvester.web.site import make_site
+from harvester.web.webhook import Receiver
 
 log = structlog.get_logger()
 
@@ -72,6 +79,7 @@ class Harvest:
     collector: Collector
     tracker: Tracker
     placer: Placer
+    announcer: Announcer
     stop: Stop
 
     def requests(self) -> int:
@@ -88,6 +96,7 @@ class Harvest:
             sweep=self.sweep,
             collector=None if dry_run else self.collector,
             placer=None if dry_run else self.placer,
+            announcer=None if dry_run else self.announcer,
             clock=now,
             requests=self.requests,
             stop=self.stop,
@@ -103,10 +112,12 @@ class Harvest:
             sweep=self.sweep,
             collector=self.collector,
             placer=self.placer,
+            announcer=self.announcer,
             cadence=self.cadence,
-            housekeeping=self.database.checkpoint,
+            housekeeping=self.keep_house,
             requests=self.requests,
             stop=self.stop,
+            heeding=self.settings.webhook_secrets is not None,
         )
         async with AsyncExitStack() as served:
             health = self._health(daemon)
@@ -119,13 +130,20 @@ class Harvest:
                 self.archive,
                 now,
                 daemon.wake,
-                health.routes(),
+                self.pacer.as_document,
+                [*health.routes(), *event_routes(self.announcer, now)],
             )
             await served.enter_async_context(serve_control(control, self.settings.database.path))
             await served.enter_async_context(self._listening(daemon, health))
             log.info("started", version=__version__, ledger=str(self.settings.database.path))
             await daemon.run_forever()
         log.info("stopped")
+
+    async def keep_house(self) -> None:
+        """Tell of stuck orders, forget what nobody needs any more, fold the ledger's log in."""
+        await self.ledger.forget_deliveries(now() - REMEMBERED)
+        await StuckWatch(self.ledger, self.settings.harvest.stuck, now).run_once()
+        await self.database.checkpoint()
 
     def metrics(
         self,
@@ -143,14 +161,19 @@ class Harvest:
             free_bytes=self.archive.free_bytes,
             ready=None if health is None else health.ready,
             lag=None if daemon is None else daemon.watch,
-            sweep_interval=self.cadence.sweep_interval,
+            sweep_interval=self._rarest_sweep(),
             clock=now,
         )
+
+    def _rarest_sweep(self) -> timedelta:
+        """Return how long a good sweep may lie back: where webhooks work, sweeps are rarer."""
+        heard = self.settings.webhook_secrets is not None
+        return self.cadence.slowest_sweep if heard else self.cadence.sweep_interval
 
     def _health(self, daemon: Daemon) -> Health:
         async def sweep_age() -> timedelta | None:
             at = now()
-            last = await last_sweep(self.database, at, 2 * self.cadence.sweep_interval)
+            last = await last_sweep(self.database, at, 2 * self._rarest_sweep())
             return None if last is None else at - last
 
         return Health(
@@ -158,8 +181,18 @@ class Harvest:
             requests=self.requests,
             key_refused=lambda: self.lune.refused,
             sweep_age=sweep_age,
-            sweep_interval=self.cadence.sweep_interval,
+            sweep_interval=self._rarest_sweep(),
             probes=[Probe("ledger", self.database.probe), Probe("archive", self.archive.probe)],
+        )
+
+    def _webhooks(self, daemon: Daemon) -> Receiver | None:
+        """Make what takes Lune's webhooks; None without a secret. The secret is good, or raises."""
+        secrets = self.settings.webhook_secrets
+        if secrets is None:
+            return None
+        secrets.read_all()
+        return Receiver(
+            self.ledger, secrets.read_all, clock=now, heed=functools.partial(daemon.wake, "heed")
         )
 
     @asynccontextmanager
@@ -188,7 +221,13 @@ class Harvest:
                 wake=daemon.wake,
             )
             token = self.settings.http_token
-            site = make_site(health, metrics, api.app(None if token is None else token.read))
+            webhooks = self._webhooks(daemon)
+            site = make_site(
+                health,
+                metrics,
+                api.app(None if token is None else token.read),
+                () if webhooks is None else webhooks.routes(),
+            )
             try:
                 port = await served.enter_async_context(serve_listener(site, *address))
             except OSError as error:
@@ -220,14 +259,16 @@ async def open_ledger(settings: Settings, command: str) -> AsyncIterator[Measure
             yield database
 
 
-@asynccontextmanager
-async def open_client(settings: Settings) -> AsyncIterator[LuneClient]:
-    """Open the client alone, to ask Lune something without a ledger."""
+def open_client(settings: Settings) -> LuneClient:
+    """Make the client alone, to ask Lune something without a ledger."""
+    return open_webhooks(settings)
+
+
+def open_webhooks(settings: Settings) -> WebhookClient:
+    """Make a client for what is set up at Lune."""
     pacer = Pacer(settings.lune.rate_limit)
     agent = f"lune-harvester/{__version__}"
-    key = settings.api_key
-    async with LuneClient(settings.lune.base_url, key.read, pacer, user_agent=agent) as lune:
-        yield lune
+    return WebhookClient(settings.lune.base_url, settings.api_key.read, pacer, user_agent=agent)
 
 
 @asynccontextmanager
@@ -246,6 +287,7 @@ async def open_harvest(
         _wired(settings, database, stop, accounts, deadlines) as harvest,
     ):
         await _prepare_archive(harvest)
+        await harvest.announcer.begin()
         yield harvest
 
 
@@ -297,7 +339,8 @@ async def _wired(
     )
     book = AccountBook(lune, ledger, accounts or settings.lune.accounts, cadence, now)
     try:
-        async with lune:
+        announcing = open_announcer(settings.events, database, archive.path, now, stop)
+        async with lune, announcing as announcer:
             yield Harvest(
                 settings=settings,
                 cadence=cadence,
@@ -329,6 +372,7 @@ async def _wired(
                 ),
                 tracker=Tracker(lune, ledger, book, cadence, now),
                 placer=Placer(lune, ledger, cadence, now),
+                announcer=announcer,
                 stop=stop,
             )
     finally:

@@ -30,7 +30,7 @@ from harvester.domain.addresses import check_base_url
 from harvester.domain.errors import ConfigurationError
 from harvester.domain.events import EVENT_VARIABLES
 from harvester.domain.orders import is_identifier
-from harvester.durations import Duration
+from harvester.durations import Duration, LearnedDuration
 from harvester.secret import Secret
 from harvester.subscriptions import EventsSettings
 from harvester.web.address import Address, parse_address
@@ -137,10 +137,16 @@ class HarvestSettings(_Section):
     sweep_interval: Duration = timedelta(minutes=15)
     longest_interval: Duration = timedelta(hours=6)
     interim: bool = False
-    stuck_received: Duration | None = None
-    stuck_placed: Duration | None = None
-    stuck_paid: Duration | None = None
-    stuck_retiring: Duration | None = None
+    stuck_received: LearnedDuration = None
+    stuck_placed: LearnedDuration = None
+    stuck_paid: LearnedDuration = None
+    stuck_retiring: LearnedDuration = None
+
+    @property
+    def stuck(self) -> Mapping[str, timedelta | None]:
+        """How long an order may stay in a status, by status; None to learn it."""
+        kept = self.model_dump()
+        return {name.removeprefix("stuck_"): kept[name] for name in kept if "stuck_" in name}
 
     @field_validator("longest_interval")
     @classmethod
@@ -213,7 +219,6 @@ class Settings(_Section):
         """What who uses the API has to show, read when asked for; None when none is configured."""
         secret = Secret("http.token", self.http.token, self.http.token_file)
         return secret if self.http.token is not None or secret.file() is not None else None
-
 
     @property
     def webhook_secrets(self) -> Secret | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harvester.domain.records import KnownCertificate
+from harvester.domain.stuck import StuckOrder
 from harvester.domain.waiting import waits_for
 from harvester.ledger.lock import Holder
 from harvester.ledger.queries import OrderDetail, OrderRow, Summary
@@ -65,7 +66,9 @@ def order_detail(detail: OrderDetail, path_of: PathOf) -> dict[str, Any]:
     return order(row, path_of) | {
         "mode": row.mode,
         "beneficiary": row.beneficiary,
-        "waits_for": waits_for(row.status, row.certificate_state, row.failure_reason),
+        "waits_for": waits_for(
+            row.status, row.certificate_state, row.failure_reason, detail.document
+        ),
         "missing_since": instant(row.missing_since),
         "transitions": [
             {
@@ -92,7 +95,9 @@ def order_detail(detail: OrderDetail, path_of: PathOf) -> dict[str, Any]:
     }
 
 
-def summary(state: Summary, holder: Holder | None) -> dict[str, Any]:
+def summary(
+    state: Summary, holder: Holder | None, stuck: Sequence[StuckOrder] = ()
+) -> dict[str, Any]:
     """Return ``status --json``."""
     return {
         "orders": dict(state.by_status),
@@ -110,6 +115,18 @@ def summary(state: Summary, holder: Holder | None) -> dict[str, Any]:
                 "count": odd.count,
             }
             for odd in state.anomalies
+        ],
+        "stuck": [
+            {
+                "account_id": one.account_id,
+                "id": one.order_id,
+                "status": one.status,
+                "since": instant(one.since),
+                "bound_seconds": round(one.bound.after.total_seconds()),
+                "basis": one.bound.basis,
+                "waits_for": waits_for(one.status, None, None, one.document),
+            }
+            for one in stuck
         ],
         "set_aside": [
             {
@@ -163,6 +180,8 @@ def drain_report(report: DrainReport, exit_code: int) -> dict[str, Any]:
         "certificates_filed": report.collected.filed,
         "certificates_adopted": report.collected.adopted,
         "bytes_filed": report.collected.bytes,
+        "events_announced": report.announced.taken,
+        "events_not_taken": report.announced.failed,
         "certificates_missing": [
             {
                 "account_id": one.account_id,

@@ -13,10 +13,12 @@ from harvester.cli.context import Context, command
 from harvester.cli.output import as_json, print_json, print_table, printable, short
 
 if TYPE_CHECKING:
+    from harvester.domain.stuck import Bound, StuckOrder
     from harvester.ledger.lock import Holder
     from harvester.ledger.queries import Summary
 
 
+_MOST_LINES = 20
 _PATIENCE = 2.0
 """Seconds a daemon has to answer."""
 
@@ -28,21 +30,28 @@ def status(context: Context, json_output: bool) -> None:
     from harvester import shapes
     from harvester.ledger.lock import holder_of
 
-    state = asyncio.run(_summarise(context))
+    state, stuck = asyncio.run(_summarise(context))
     holder = holder_of(context.settings.database.path)
     pace = _ask_pace(context.settings.database.path)
     if json_output:
-        print_json({**shapes.summary(state, holder), "pace": pace})
+        print_json({**shapes.summary(state, holder, stuck), "pace": pace})
     else:
         _print(state, holder, pace)
+        _print_stuck(stuck)
 
 
-async def _summarise(context: Context) -> Summary:
+async def _summarise(context: Context) -> tuple[Summary, list[StuckOrder]]:
+    from harvester.domain.stuck import STAYS, bounds
     from harvester.ledger.engine import open_reader
     from harvester.ledger.queries import summarise
+    from harvester.ledger.sql import SqlLedger
+    from harvester.ledger.stuck import find_stuck
 
+    now = datetime.now(UTC)
     async with open_reader(context.settings.database.path) as database:
-        return await summarise(database, datetime.now(UTC))
+        stays = await SqlLedger(database).recent_stays(STAYS, now)
+        limits = bounds(context.settings.harvest.stuck, stays)
+        return await summarise(database, now), await find_stuck(database, limits, now)
 
 
 def _ask_pace(ledger: Path) -> dict[str, float] | None:
@@ -97,6 +106,23 @@ def _print(state: Summary, holder: Holder | None, pace: dict[str, float] | None)
             f"set aside: {printable(odd.reference)} of account {odd.account_id}: "
             f"{printable(odd.reason)} (seen {odd.count} times, last {short(odd.last_at)})"
         )
+
+
+def _print_stuck(stuck: list[StuckOrder]) -> None:
+    from harvester.domain.waiting import waits_for
+
+    for one in stuck[:_MOST_LINES]:
+        wait = waits_for(one.status, None, None, one.document)
+        click.echo(
+            f"stuck: order {one.order_id} of account {one.account_id} is {one.status} since "
+            f"{short(one.since)}, longer than {_days(one.bound)}; waits for {printable(wait)}"
+        )
+    if len(stuck) > _MOST_LINES:
+        click.echo(f"stuck: and more; --json has the first {len(stuck)}")
+
+
+def _days(bound: Bound) -> str:
+    return f"{bound.after.total_seconds() / 86400:.3g} days ({bound.basis})"
 
 
 def _counts(counted: object) -> str:

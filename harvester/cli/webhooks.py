@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from harvester.settings import Settings
 
 _OLD_SECRETS_KEPT = 1
+
+T = TypeVar("T")
 
 
 @click.group("webhooks", short_help="The webhooks set up at Lune.")
@@ -114,7 +116,7 @@ def rotate(context: Context, webhook_id: str, json_output: bool) -> None:
     notice(f"its new secret is in {file}, before the old one")
 
 
-def _run(context: Context, work: Any) -> Any:
+def _run(context: Context, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     context.configure_logs("warning")
     try:
         return asyncio.run(work())
@@ -125,7 +127,7 @@ def _run(context: Context, work: Any) -> Any:
         ) from error
 
 
-def _client(settings: Settings) -> Any:
+def _client(settings: Settings) -> WebhookClient:
     from harvester.app import open_webhooks
 
     return open_webhooks(settings)

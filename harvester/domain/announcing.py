@@ -40,10 +40,15 @@ def rest_until(now: datetime, rests: int, luck: float) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class NotTaken:
-    """Why an event was not taken; ``gone`` says that the receiver wants none ever again."""
+    """Why an event was not taken.
+
+    ``gone`` says that the receiver wants none ever again, ``of_event`` that it is well and this
+    one event displeases it.
+    """
 
     reason: str
     gone: bool = False
+    of_event: bool = False
 
 
 class Sender(Protocol):

@@ -21,6 +21,7 @@ _FAULT_LONGEST = timedelta(hours=6)
 _YOUNGEST = timedelta(minutes=1)
 _OUTAGE_LONGEST = timedelta(minutes=5)
 _PARKED_LONGEST = timedelta(hours=1)
+_RARER = 4
 
 
 WEIGHTS: Mapping[str, float] = MappingProxyType(
@@ -72,9 +73,17 @@ class Cadence:
             wait = min(wait, timedelta(seconds=min(math.sqrt(2 * self.worth / total), 1e9)))
         return now + max(self.sweep_interval, wait)
 
-    def next_sweep(self, now: datetime) -> datetime:
-        """Return when the newest page of an account is due again."""
-        return now + self.sweep_interval
+    def next_sweep(self, now: datetime, *, announced: bool = False) -> datetime:
+        """Return when the newest page of an account is due again.
+
+        ``announced``: webhooks are known to say what is new, so that looking can be rarer.
+        """
+        return now + (self.slowest_sweep if announced else self.sweep_interval)
+
+    @property
+    def slowest_sweep(self) -> timedelta:
+        """How often the newest page is still looked at where webhooks say what is new."""
+        return max(self.sweep_interval, min(_RARER * self.sweep_interval, self.longest_interval))
 
     def next_sweep_after_fault(self, now: datetime) -> datetime:
         """Return when an account or order that could not be looked at is tried again."""

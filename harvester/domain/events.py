@@ -19,6 +19,32 @@ from harvester.domain.orders import Order
 MEDIA_TYPE: Final = "application/cloudevents+json"
 """Of one event in structured JSON (CloudEvents 1.0, JSON event format)."""
 
+CERTIFICATE_PATH: Final = "HARVESTER_CERTIFICATE_PATH"
+
+_VARIABLES: Final = {
+    "HARVESTER_ORDER_ID": "order_id",
+    "HARVESTER_ACCOUNT_ID": "account_id",
+    "HARVESTER_IDEMPOTENCY_KEY": "idempotency_key",
+    "HARVESTER_STATUS": "status",
+    "HARVESTER_PREVIOUS_STATUS": "previous_status",
+    "HARVESTER_CERTIFICATE_VERSION": "version",
+    "HARVESTER_CERTIFICATE_KIND": "kind",
+    "HARVESTER_CERTIFICATE_SHA256": "sha256",
+    "HARVESTER_CERTIFICATE_SIZE": "size",
+    "HARVESTER_REASON": "reason",
+}
+EVENT_VARIABLES: Final = frozenset(
+    {
+        *_VARIABLES,
+        "HARVESTER_EVENT_ID",
+        "HARVESTER_EVENT_TYPE",
+        "HARVESTER_EVENT_SEQUENCE",
+        "HARVESTER_EVENT_TIME",
+        CERTIFICATE_PATH,
+    }
+)
+"""What a command finds in its environment; none is a setting, should it run the harvester."""
+
 
 class EventType(StrEnum):
     """What can happen. ``superseded``: a later version of a final certificate was stored."""
@@ -109,3 +135,14 @@ def cloud_event(event: Event) -> dict[str, Any]:
 def event_text(event: Event) -> str:
     """Return the event as JSON in ASCII: the same bytes every time, so a signature can be made."""
     return json.dumps(cloud_event(event), separators=(",", ":"))
+
+
+def event_variables(event: Event) -> dict[str, Any]:
+    """Return what a command is told in its environment; what the event does not have is None."""
+    shape = cloud_event(event)
+    return {
+        "HARVESTER_EVENT_ID": event.id,
+        "HARVESTER_EVENT_TYPE": event.type,
+        "HARVESTER_EVENT_SEQUENCE": event.seq,
+        "HARVESTER_EVENT_TIME": shape["time"],
+    } | {name: shape["data"].get(member) for name, member in _VARIABLES.items()}

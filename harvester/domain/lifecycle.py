@@ -72,6 +72,13 @@ def is_known(status: str) -> bool:
     return status in STATUSES
 
 
+def has_reached(status: str, goal: str) -> bool:
+    """Tell whether a status is the goal or lies beyond it on the way to ``complete``."""
+    if status in _FORWARD and goal in _FORWARD:
+        return _FORWARD.index(status) >= _FORWARD.index(goal)
+    return status == goal
+
+
 def observe(recorded: str | None, served: str, at: datetime) -> Observation:
     """Judge a served status against the recorded one (None: an order not seen before).
 

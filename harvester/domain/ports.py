@@ -6,7 +6,7 @@ Absence is None or an empty answer unless a method says otherwise; faults are th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +37,9 @@ from harvester.domain.records import (
     Recorded,
     SweepMark,
 )
+from harvester.domain.stuck import Bound, StuckOrder
 from harvester.domain.urgency import Urgency
+from harvester.domain.webhooks import WebhookLedger
 
 
 class Lune(Protocol):
@@ -162,7 +164,7 @@ class Archive(Protocol):
         ...
 
 
-class Ledger(Protocol):
+class Ledger(WebhookLedger, Protocol):
     """The record of what was observed and stored.
 
     Every writing call is one transaction, durable when it returns, and raises
@@ -199,7 +201,9 @@ class Ledger(Protocol):
         """Record a good sweep, lift a parking, and say when the next one is due."""
         ...
 
-    async def park_account(self, account_id: str, reason: str, until: datetime) -> bool:
+    async def park_account(
+        self, account_id: str, reason: str, until: datetime, at: datetime
+    ) -> bool:
         """Leave an account alone until ``until``; True when it was not parked before."""
         ...
 
@@ -247,6 +251,12 @@ class Ledger(Protocol):
 
         Only stays that were seen to begin are told.
         """
+        ...
+
+    async def announce_stuck(
+        self, bounds: Mapping[str, Bound], now: datetime
+    ) -> Sequence[StuckOrder]:
+        """Return open orders beyond their status's bound, each once a stay, and write the event."""
         ...
 
     async def record_missing(

@@ -97,6 +97,7 @@ class Recorded:
     old: bool = True
     oldest_created_at: datetime | None = None
     place: int | None = None
+    hinted: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -13,9 +14,15 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from harvester.domain.cadence import Cadence
-from harvester.domain.errors import ConfigurationError, HarvesterError, KeyRefused
+from harvester.domain.errors import (
+    ConfigurationError,
+    HarvesterError,
+    KeyRefused,
+    LedgerReplaced,
+)
 from harvester.domain.orders import Account
 from harvester.harvest.accounts import AccountBook
+from harvester.harvest.announce import Announcer
 from harvester.harvest.collect import Collector
 from harvester.harvest.place import Placer
 from harvester.harvest.reports import CollectReport, SweepReport
@@ -34,8 +41,10 @@ KEY_PAUSE = 300.0
 
 _SLOWEST_TICK = 60.0
 _SLOWEST_COLLECT_TICK = 10.0
+_SLOWEST_ANNOUNCE_TICK = 1.0
 _FASTEST_TICK = 0.2
 _HOUSEKEEPING = timedelta(hours=1)
+_HEED = timedelta(seconds=2)
 
 
 class Key(Protocol):
@@ -72,8 +81,8 @@ class Daemon:
 
     Due dates are in the ledger: a wake-up with nothing due asks Lune for nothing. ``watch`` has
     the figures of its health: ``lag``, ``longest_lag`` and ``ages``, in seconds. ``patience`` is
-    how long a step may be silent, ``grace`` how long it has to end after a stop, ``wall`` the wall
-    clock that is watched for steps.
+    how long a step may be silent, ``heeding`` whether webhooks are taken, ``grace`` how long a
+    step has to end after a stop, ``wall`` the wall clock that is watched for steps.
     """
 
     def __init__(
@@ -84,10 +93,12 @@ class Daemon:
         sweep: Sweep,
         collector: Collector,
         placer: Placer,
+        announcer: Announcer | None = None,
         cadence: Cadence,
         housekeeping: Callable[[], Awaitable[None]],
         requests: Callable[[], int],
         stop: Stop,
+        heeding: bool = False,
         grace: float = GRACE,
         patience: float = PATIENCE,
         wall: Callable[[], float] = time.time,
@@ -97,19 +108,27 @@ class Daemon:
         self._sweep = sweep
         self._collector = collector
         self._placer = placer
+        self._announcer = announcer
         self._housekeeping = housekeeping
         self._requests = requests
         self._requests_told = 0
         self._collected = CollectReport()
-        self._collecting = asyncio.Lock()
         self._stop = stop
+        self._heeding = heeding
         self._grace = grace
         self.watch = Watch(stop, requests, patience=patience, wall=wall)
         self._running: set[asyncio.Task[None]] = set()
+        self._again: set[str] = set()
         self._fault: BaseException | None = None
         self._refused_until: float | None = None
         tick = min(max(cadence.sweep_interval.total_seconds() / 15, _FASTEST_TICK), _SLOWEST_TICK)
         self._ticks = {"sweep": tick, "collect": min(tick, _SLOWEST_COLLECT_TICK)}
+        # A job for each receiver, so that a slow one delays no other.
+        self._announcements = {
+            f"announce {name}": partial(self._announce_step, name)
+            for name in (() if announcer is None else announcer.receivers)
+        }
+        self._ticks |= dict.fromkeys(self._announcements, min(tick, _SLOWEST_ANNOUNCE_TICK))
         self._scheduler = AsyncIOScheduler(
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
@@ -119,12 +138,18 @@ class Daemon:
         """Work until asked to stop; raise what made going on impossible."""
         self._add("sweep", self._sweep_step, timedelta(seconds=self._ticks["sweep"]))
         self._add("collect", self._collect_step, timedelta(seconds=self._ticks["collect"]))
-        self._add("housekeeping", self._housekeeping, _HOUSEKEEPING)
+        self._add("housekeeping", self._housekeeping_step, _HOUSEKEEPING)
+        for name, step in self._announcements.items():
+            self._add(name, step, timedelta(seconds=self._ticks[name]))
+        if self._heeding:
+            self._add("heed", self._heed_step, _HEED)
         self._scheduler.start()
         try:
             await self._until_stopped()
             self._scheduler.pause()  # shutdown() alone would cancel what is in flight
             await self._wind_down()
+            if self._collected != CollectReport():
+                self._tell(SweepReport(), 0.0)  # what was filed since the last sweep's line
         finally:
             self._scheduler.shutdown(wait=False)
         if self._fault is not None:
@@ -132,7 +157,9 @@ class Daemon:
 
     def wake(self, name: str) -> None:
         """Run a job now, or again as soon as it ends."""
-        if self._scheduler.running and not self._stop.asked:
+        if any(task.get_name() == name for task in self._running):
+            self._again.add(name)
+        elif self._scheduler.running and not self._stop.asked:
             self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
 
     def _add(self, name: str, step: Callable[[], Awaitable[None]], every: timedelta) -> None:
@@ -152,6 +179,9 @@ class Daemon:
             finally:
                 self.watch.ended(name)
                 self._running.discard(task)
+                if name in self._again:
+                    self._again.discard(name)
+                    self.wake(name)
 
         self.watch.expect(name, every.total_seconds())
         self._scheduler.add_job(job, _Every(every), id=name, next_run_time=datetime.now(UTC))
@@ -164,7 +194,7 @@ class Daemon:
             if self._refused_until is None:
                 log.error("key refused", reason=str(error), again_in_seconds=KEY_PAUSE)  # noqa: TRY400 - the reason is whole
             self._refused_until = time.monotonic() + KEY_PAUSE
-        except ConfigurationError as error:
+        except (ConfigurationError, LedgerReplaced) as error:
             self._fail(error)
         except HarvesterError as error:
             log.warning("step failed", step=name, reason=str(error))
@@ -182,17 +212,27 @@ class Daemon:
         began = time.monotonic()
         await self._placer.settle_open()
         swept = await self._sweep.run_once(await self._book.accounts())
-        await self._collect()
+        self.wake("collect")  # not awaited: a slow disk holds up no look
         if swept.accounts:
             self._tell(swept, time.monotonic() - began)
 
-    async def _collect_step(self) -> None:
-        if self._refused_until is None and not self._collecting.locked():
-            await self._collect()
+    async def _heed_step(self) -> None:
+        """Look at what webhooks told of, and have the certificates that shows to be there."""
+        if self._refused_until is None and (await self._sweep.heed()).accounts:
+            self.wake("collect")
 
-    async def _collect(self) -> None:
-        async with self._collecting:
+    async def _collect_step(self) -> None:
+        if self._refused_until is None:
             self._collected.add(await self._collector.run_once())
+
+    async def _announce_step(self, receiver: str) -> None:
+        if self._announcer is not None:
+            await self._announcer.announce(receiver)
+
+    async def _housekeeping_step(self) -> None:
+        if self._announcer is not None:
+            await self._announcer.tidy()
+        await self._housekeeping()
 
     def _tell(self, swept: SweepReport, seconds: float) -> None:
         """Log the line of a sweep; certificates and requests count since the line before."""
@@ -236,7 +276,7 @@ class Daemon:
 
     def _wake_all(self) -> None:
         """Plan anew: the scheduler goes by the wall clock; set back a day, it would sleep one."""
-        for name in (*self._ticks, "housekeeping"):
+        for name in (*self._ticks, "housekeeping", *(["heed"] if self._heeding else [])):
             self.wake(name)
 
     async def _wind_down(self) -> None:

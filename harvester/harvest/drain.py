@@ -15,6 +15,7 @@ from harvester.domain.orders import Account
 from harvester.domain.ports import Ledger
 from harvester.domain.records import EVERYTHING, MissingCertificate, OpenOrder, OrderFilter
 from harvester.harvest.accounts import AccountBook
+from harvester.harvest.announce import Announcer, AnnounceReport
 from harvester.harvest.collect import Collector
 from harvester.harvest.place import Placer
 from harvester.harvest.reports import CollectReport, SweepReport
@@ -42,6 +43,7 @@ class DrainReport:
     to_file: int = 0
     swept: SweepReport = field(default_factory=SweepReport)
     collected: CollectReport = field(default_factory=CollectReport)
+    announced: AnnounceReport = field(default_factory=AnnounceReport)
     missing: Sequence[MissingCertificate] = ()
     open: Sequence[OpenOrder] = ()
     interrupted: bool = False
@@ -83,6 +85,7 @@ class Drain:
         sweep: Sweep,
         collector: Collector | None,
         placer: Placer | None,
+        announcer: Announcer | None = None,
         clock: Callable[[], datetime],
         requests: Callable[[], int],
         stop: Stop,
@@ -93,6 +96,7 @@ class Drain:
         self._sweep = sweep
         self._collector = collector
         self._placer = placer
+        self._announcer = announcer
         self._clock = clock
         self._requests = requests
         self._stop = stop
@@ -125,6 +129,8 @@ class Drain:
             await self._stop.sleep(pause)
             report.swept.absorb(await self._sweep.run_once(await self._book.accounts()))
             await self._collect(report, scope, None)
+        if self._announcer is not None and not self._stop.asked:
+            report.announced = await self._announcer.run_once()
         report.missing = await self._ledger.missing_certificates(scope)
         report.open = await self._ledger.open_orders(scope)
         report.finished_at = self._clock()

@@ -216,7 +216,7 @@ def tell(account_id: str, recorded: Recorded, source: Source) -> None:
             order=order_id,
             before=move.before,
             after=move.after,
-            source=source,
+            source=Source.WEBHOOK if order_id in recorded.hinted else source,
         )
     for order_id, anomaly in recorded.anomalies:
         log.warning(

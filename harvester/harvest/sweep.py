@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,6 +17,7 @@ from harvester.domain.orders import Account, Source
 from harvester.domain.planning import plan_account
 from harvester.domain.ports import Ledger, Lune
 from harvester.domain.records import EVERYTHING, OrderFilter, Recorded
+from harvester.domain.webhooks import TRUSTED
 from harvester.harvest.reading import Listing, Reader
 from harvester.harvest.reports import SweepReport
 from harvester.harvest.stopping import Stop, in_parallel
@@ -49,6 +52,8 @@ class Sweep:
         self._clock = clock
         self._stop = stop
         self._budget = budget
+        # One at a time in an account: of two answers the later one must be recorded last.
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._learned_at: datetime | None = None
         self._round_at: datetime | None = None
 
@@ -64,12 +69,25 @@ class Sweep:
         due = await self._ledger.due_accounts(now, horizon)
         listed = {account.id for account in followed if account.id in due}
         looked = await self._ledger.accounts_with_due_looks(now, horizon)
+        looked |= await self._ledger.hinted_accounts(now)
 
         async def follow(account: Account) -> None:
             work = self._follow(account, report, read_newest=account.id in listed)
             await self._guarded(account, report, work)
 
         await self._each(await self._ledger.accounts(listed | looked), follow)
+        return report
+
+    async def heed(self) -> SweepReport:
+        """Look at the orders that webhooks told of and are due, without waiting for a round."""
+        report = SweepReport()
+        hinted = await self._ledger.hinted_accounts(self._clock())
+
+        async def follow(account: Account) -> None:
+            await self._guarded(account, report, self._follow(account, report, read_newest=False))
+
+        if hinted:
+            await self._each(await self._ledger.accounts(hinted), follow)
         return report
 
     async def _keep_pace(self, now: datetime) -> None:
@@ -112,13 +130,15 @@ class Sweep:
     async def _guarded(self, account: Account, report: SweepReport, work: Awaitable[None]) -> None:
         report.accounts += 1
         try:
-            await work
+            async with self._turns[account.id]:
+                await work
         except KeyRefused:
             raise
         except AccountRefused as error:
             report.parked[account.id] = str(error)
-            until = self._cadence.next_try_of_parked(self._clock())
-            if await self._ledger.park_account(account.id, str(error), until):
+            now = self._clock()
+            until = self._cadence.next_try_of_parked(now)
+            if await self._ledger.park_account(account.id, str(error), until, now):
                 log.warning("account parked", account=account.id, reason=str(error))
         except LuneError as error:
             await self._postpone(account, report, str(error), error.cf_ray)
@@ -171,6 +191,8 @@ class Sweep:
         else:
             unseen = [look.order_id for look in due if look.order_id not in seen]
             await self._reader.look_at(account, unseen, Source.CHECK, report)
+            strangers = await self._ledger.claim_strangers(account.id, now)
+            await self._reader.look_at(account, strangers, Source.WEBHOOK, report)
         # What a broken off round has left is still due, and planned anew in the next one.
         if listing is not None:
             await self._finish(account, listing)
@@ -197,6 +219,6 @@ class Sweep:
         if self._stop.asked:
             return  # cut short: due again at once
         now = self._clock()
-        await self._ledger.finish_sweep(
-            account.id, listing.mark, now, self._cadence.next_sweep(now), joined=listing.joined
-        )
+        told = await self._ledger.announcements(account.id, now - TRUSTED)
+        due = self._cadence.next_sweep(now, announced=told.work)
+        await self._ledger.finish_sweep(account.id, listing.mark, now, due, joined=listing.joined)

@@ -10,9 +10,11 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from harvester.domain.events import EventType, NewEvent
 from harvester.domain.orders import Account
 from harvester.domain.records import SweepMark
 from harvester.ledger.engine import Database
+from harvester.ledger.events import write_events
 from harvester.ledger.filters import is_due
 from harvester.ledger.tables import accounts
 
@@ -98,7 +100,9 @@ class AccountRecords:
             values["joined_sweep"] = mark.number
         await self._update_account(account_id, values)
 
-    async def park_account(self, account_id: str, reason: str, until: datetime) -> bool:
+    async def park_account(
+        self, account_id: str, reason: str, until: datetime, at: datetime
+    ) -> bool:
         """See the port."""
 
         async def work(connection: AsyncConnection) -> bool:
@@ -107,6 +111,10 @@ class AccountRecords:
             await connection.execute(
                 update(accounts).where(this).values(parked_reason=reason, next_sweep_at=until)
             )
+            if before is None:
+                data = {"reason": reason, "until": until.isoformat().replace("+00:00", "Z")}
+                parked = NewEvent(EventType.ACCOUNT_PARKED, account_id, None, at, data)
+                await write_events(connection, [parked])
             return before is None
 
         return await self._database.write(work)

@@ -35,7 +35,7 @@ from harvester.domain.records import (
 )
 from harvester.ledger.engine import Database
 from harvester.ledger.events import note_certificates, note_failure
-from harvester.ledger.filters import AWAITS_CERTIFICATE, MISSING, conditions, is_due
+from harvester.ledger.filters import AWAITS_CERTIFICATE, IS_MISSING, conditions, is_due
 from harvester.ledger.tables import Instant, accounts, certificates, orders
 
 _CHUNK = 500
@@ -95,7 +95,7 @@ class CertificateRecords:
             select(orders, newest_version().label("version"))
             .join(accounts, accounts.c.id == orders.c.account_id)
             .where(
-                orders.c.certificate_state.in_(MISSING),
+                IS_MISSING,
                 accounts.c.parked_reason.is_(None),
                 due,
                 *conditions(scope),
@@ -173,7 +173,7 @@ class CertificateRecords:
         self, at: datetime, order_ids: Collection[str] | None
     ) -> list[tuple[str, str]]:
         """See the port."""
-        chosen = [orders.c.certificate_state.in_(MISSING)]
+        chosen = [IS_MISSING]
         if order_ids is not None:
             chosen.append(orders.c.id.in_(list(order_ids)))
 
@@ -253,7 +253,7 @@ class CertificateRecords:
                     orders.c.id == order.id,
                     # The order may have completed meanwhile: then a new certificate is owed.
                     orders.c.status == order.status,
-                    orders.c.certificate_state.in_(MISSING),
+                    IS_MISSING,
                 )
                 .values(**values)
             )

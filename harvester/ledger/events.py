@@ -80,8 +80,7 @@ def _of_certificate(
     certificate, file = one.certificate, one.certificate.file
     before = versions.get(certificate.version)
     if before is not None and (
-        before.sha256 != file.sha256
-        or (before.kind == certificate.kind and before.lost_at is None)
+        before.sha256 != file.sha256 or (before.kind == certificate.kind and before.lost_at is None)
     ):
         return []
     stored = {

@@ -34,6 +34,8 @@ def judge(
         "last_seen_at": at,
         "missing_since": None,
     }
+    if isinstance(observation, Moved):
+        values["stuck_at"] = None
     due = None if known is None else known.next_check_at
     if owes and (completed or state is None):
         values |= owing(CertificateState.OWED, at)

@@ -15,10 +15,10 @@ from typing import Any
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 
-HEAD = "0004"
+HEAD = "0006"
 """The schema this release works with."""
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """The chain, oldest first; a revision not in it comes from a newer release."""
 
 _READ_WHOLE_AT_START = 256 * 2**20
@@ -109,7 +109,7 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
         _refuse_newer(path, before)
         for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade cut short
             left.unlink()
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         backup_path = path.with_name(f"{path.name}.before-{HEAD}-{stamp}")
         backup(path, backup_path)
     if not path.exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -260,7 +260,7 @@ class Lacking:
 
 async def list_events(
     database: Database, after: int, wanting: Mapping[str, EventFilter]
-) -> AsyncIterator[tuple[Event, list[Lacking]]]:
+) -> AsyncGenerator[tuple[Event, list[Lacking]], None]:
     """Yield the kept events after a number, oldest first, each with who does not have it yet.
 
     Read a chunk at a time. A parked receiver's reason stands in for the failure.

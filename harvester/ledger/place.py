@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from harvester.domain.errors import ConfigurationError, LedgerDamaged
+from harvester.domain.errors import ConfigurationError, LedgerReplaced
 
 Identity = tuple[int, int]
 """Device and inode of a file: another file under the same name has another one."""
@@ -75,13 +75,13 @@ def identity(ledger: Path) -> Identity | None:
 
 
 def require_same(ledger: Path, opened: Identity | None) -> None:
-    """Raise ``LedgerDamaged`` when a ledger is not the file any more that was opened.
+    """Raise ``LedgerReplaced`` when a ledger is not the file any more that was opened.
 
     SQLite would go on writing the old file, which has no name: all of it would be gone at the
     end. Costs one ``stat``; ask before every write.
     """
     if identity(ledger) != opened:
-        raise LedgerDamaged(
+        raise LedgerReplaced(
             f"{ledger}: deleted or replaced while it was open; nothing more is written. Put it "
             "back, or restore a backup, and start again: what is missing then is asked of Lune anew"
         )

@@ -32,6 +32,7 @@ from harvester.domain.records import Recorded, SweepMark
 from harvester.ledger.events import write_events
 from harvester.ledger.judgement import date_looks, judge, owing
 from harvester.ledger.tables import accounts, anomalies, documents, orders, set_aside, transitions
+from harvester.ledger.webhooks import answer_hints
 
 _DIGEST_BYTES = 8
 """Enough to notice that a document changed; nothing is trusted on it."""
@@ -74,6 +75,10 @@ class Recorder:
         date_looks(
             ((row, order, values) for row, order, _, values in judged), self._at, self._cadence
         )
+        looked_at = ((order, values) for _, order, _, values in judged)
+        self._recorded.hinted = await answer_hints(
+            self._connection, self._account.id, looked_at, self._at
+        )
         await self._find_place(found, known)
         still: list[dict[str, Any]] = []
         new: list[tuple[Order, dict[str, Any]]] = []
@@ -91,10 +96,9 @@ class Recorder:
         await self._insert(new)
         await self._touch(still)
         await self._settle_set_aside(found, page.set_aside)
-        await write_events(
-            self._connection,
-            [status_changed(self._account.id, found[one], move) for one, move in self._recorded.moves],
-        )
+        moves = self._recorded.moves
+        told = [status_changed(self._account.id, found[order_id], move) for order_id, move in moves]
+        await write_events(self._connection, told)
         self._recorded.seen = len(found)
         self._recorded.place = self._place
         self._recorded.old &= bool(found)  # of a page that cannot be read nothing is known
@@ -214,7 +218,7 @@ class Recorder:
             "from_status": move.before,
             "to_status": move.after,
             "observed_at": move.at,
-            "source": self._source,
+            "source": Source.WEBHOOK if order_id in self._recorded.hinted else self._source,
         }
 
     async def _touch(self, still: Sequence[dict[str, Any]]) -> None:

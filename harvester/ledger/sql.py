@@ -6,7 +6,11 @@ from harvester.ledger.accounts import AccountRecords
 from harvester.ledger.certificates import CertificateRecords
 from harvester.ledger.intentions import IntentionRecords
 from harvester.ledger.orders import OrderRecords
+from harvester.ledger.stuck import StuckRecords
+from harvester.ledger.webhooks import WebhookRecords
 
 
-class SqlLedger(AccountRecords, OrderRecords, CertificateRecords, IntentionRecords):
+class SqlLedger(
+    AccountRecords, OrderRecords, CertificateRecords, IntentionRecords, StuckRecords, WebhookRecords
+):
     """The :class:`harvester.domain.ports.Ledger` on one database."""

@@ -88,6 +88,8 @@ orders = Table(
     Column("failure_reason", Text),
     # Where it stands in its account's listing, counted upwards; null until a page showed it.
     Column("place", Integer),
+    # When it was found to stay in its status for too long; null again once it moved.
+    Column("stuck_at", Instant),
 )
 
 documents = Table(
@@ -195,4 +197,35 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False),
     Column("next_try_at", Instant, nullable=False),
     Column("failure", Text),
+)
+
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    # The event's own id, or the digest of one that cannot be read.
+    Column("reference", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("api_version", Text, nullable=False),
+    Column("sequence", Text, nullable=False),
+    Column("account_id", Text),
+    Column("order_id", Text),
+    Column("problem", Text),
+    Column("is_stale", Integer, nullable=False),
+    Column("signed_at", Instant, nullable=False),
+    Column("heard_at", Instant, nullable=False),
+    # As it came, without the end user's e-mail: JSON, deflated.
+    Column("document", LargeBinary, nullable=False),
+)
+
+hints = Table(
+    "hints",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("order_id", Text, primary_key=True),
+    Column("hinted_at", Instant, nullable=False),
+    # What was announced; null when it says no more than "look".
+    Column("status", Text),
+    Column("sequence", Text, nullable=False),
+    # When to ask for an order that is not in the ledger; any other has its own date.
+    Column("due_at", Instant, nullable=False),
 )

@@ -27,6 +27,8 @@ from harvester.lune.retry import parse_retry_after
 Redact = Callable[[str], str]
 
 JSON_TYPES: Final = ("application/json",)
+NOTHING: Final[tuple[str, ...]] = ()
+"""The types of an answer that need not say anything."""
 
 # Codes of Lune's errors guide that are about one account, whatever the status they come with.
 _ACCOUNT_CODES: Final = frozenset(
@@ -77,9 +79,11 @@ class Answer:
 def raise_for(answer: Answer, types: tuple[str, ...] | None, redact: Redact) -> None:
     """Raise the error an answer stands for; return when it is a good 200.
 
-    A good one is of one of the ``types``, if any are given. ``redact`` hides the key, should the
-    server quote it back.
+    A good one is of one of the ``types``, if any are given; with :data:`NOTHING` it may be a 204
+    too. ``redact`` hides the key, should the server quote it back.
     """
+    if types == NOTHING and answer.status in {200, 204}:
+        return
     if answer.status == 200:
         if answer.content_encoding not in {"", "identity"}:
             raise answer.unexpected("an encoding that was not asked for")

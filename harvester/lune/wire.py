@@ -164,7 +164,7 @@ def _order(row: object) -> Order:
     problems: list[str] = []
     if not is_line(fields.get("status"), _LONGEST_STATUS):
         problems.append(f"status: not printable text of 1 to {_LONGEST_STATUS} characters")
-    created_at = _instant(fields.get("created_at"))
+    created_at = read_instant(fields.get("created_at"))
     if created_at is None:
         problems.append("created_at: not an RFC 3339 instant of the years 1970 to 9999")
     key = fields.get("idempotency_key")
@@ -238,7 +238,7 @@ def _amount(value: object) -> str | None:
     return value if _AMOUNT.fullmatch(value) else None
 
 
-def _instant(value: object) -> datetime | None:
+def read_instant(value: object) -> datetime | None:
     """Return an RFC 3339 instant in UTC, to the microsecond; None when it is not one."""
     if not isinstance(value, str) or not _INSTANT.fullmatch(value):
         return None

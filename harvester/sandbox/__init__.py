@@ -11,7 +11,8 @@ its status; :mod:`catalogue` and :mod:`pricing` say what it costs; :mod:`world` 
 and orders and :mod:`population` fills it; :mod:`documents`, :mod:`certificates` and :mod:`pdf`
 turn them into what is served; :mod:`intake` reads what is asked; :mod:`gate` decides who may
 ask; :mod:`faults` lists what can go wrong and :mod:`mischief` makes it happen; :mod:`routes`
-and :mod:`control` are the endpoints and :mod:`server` binds them together.
+and :mod:`control` are the endpoints; :mod:`webhooks` are set up and :mod:`announcing` pushes
+events to them; :mod:`server` binds it all together.
 """
 
 from __future__ import annotations

@@ -95,6 +95,12 @@ KINDS: Mapping[str, Kind] = {
         "404 although complete, for ever or for simulated SECONDS", "SECONDS", _seconds
     ),
     "certificate-changes": Kind("each download differs from the one before"),
+    # Webhooks.
+    "late-events": Kind("events are pushed SECONDS late", "SECONDS", _seconds, "2"),
+    "repeated-events": Kind("events are pushed again after they were taken", share=0.5),
+    "disordered-events": Kind("the events of a push are in reverse order"),
+    "stale-events": Kind("events are signed as SECONDS ago", "SECONDS", _seconds, "3600"),
+    "lost-events": Kind("events are never pushed"),
 }
 
 

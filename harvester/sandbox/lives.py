@@ -45,17 +45,17 @@ class Life:
 
     def stage(self, now: float) -> tuple[str, float]:
         """Return the status at ``now`` and the instant it began."""
-        at = self._index(now)
+        at = self.index(now)
         return self.path[at], self.starts[at]
 
     def previous(self, now: float) -> str | None:
         """Return the status before the one at ``now``; None for the first."""
-        at = self._index(now)
+        at = self.index(now)
         return self.path[at - 1] if at else None
 
     def held(self, now: float) -> Life:
         """Return a life that was this one until ``now`` and never changes again."""
-        lived = self._index(now) + 1
+        lived = self.index(now) + 1
         return Life(self.path[:lived], self.starts[:lived])
 
     def turned(self, status: str, now: float) -> Life:
@@ -63,7 +63,8 @@ class Life:
         lived = self.held(now)
         return Life((*lived.path, status), (*lived.starts, now))
 
-    def _index(self, now: float) -> int:
+    def index(self, now: float) -> int:
+        """Return the place in ``path`` of the status at ``now``."""
         return max(bisect_right(self.starts, now) - 1, 0)
 
 

@@ -192,6 +192,11 @@ class Api:
             document["certificate"] = foreign.arg
         return document
 
+    def document_in(self, order: Order, status: str) -> Document:
+        """Return an order as it was served when it entered a status."""
+        account = self._world.accounts[order.account_id]
+        return order_document(order, account, status, self._base_url())
+
     def certificate(self, order: Order) -> bytes | None:
         """Return an order's certificate as it is now; None when there is none yet."""
         status, since = order.life.stage(self._world.clock.now())

@@ -14,6 +14,7 @@ from typing import Self
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from harvester.sandbox.announcing import Announcer
 from harvester.sandbox.clock import Clock
 from harvester.sandbox.control import Control
 from harvester.sandbox.documents import Document
@@ -27,6 +28,7 @@ from harvester.sandbox.population import create_accounts, create_orders
 from harvester.sandbox.pricing import Purchase
 from harvester.sandbox.refusals import ApiError
 from harvester.sandbox.routes import ACCOUNT, Api
+from harvester.sandbox.webhooks import Webhooks
 from harvester.sandbox.world import Account, Order, World
 
 LARGEST_REQUEST = 100_000
@@ -39,7 +41,8 @@ class Sandbox:
     """A local Lune API. ``monotonic`` is injectable, so that tests move its time by hand.
 
     It is an asynchronous context manager that listens on a free port of 127.0.0.1; ``start``
-    takes another address. ``faults``, ``journal`` and ``clock`` may be used at any time.
+    takes another address. ``faults``, ``journal``, ``clock``, ``webhooks`` and ``announcer`` may be
+    used at any time.
     """
 
     def __init__(
@@ -63,12 +66,16 @@ class Sandbox:
         create_orders(self._world, self.options.orders, rng)
         self._gate = Gate(self.options, self._world, self.faults)
         self._api = Api(self._world, self.options, self.faults, lambda: self.base_url)
+        self.webhooks = Webhooks(self._world, rng)
+        self.announcer = Announcer(self._world, self.webhooks, self.faults, self._api.document_in)
+        self._announcing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listen and return the base URL, which ends in ``/v1``. Raises ``OSError``."""
         self._stopping.clear()
+        self._announcing = asyncio.create_task(self.announcer.run(), name="announcer")
         self._runner = web.AppRunner(
             self._application(),
             access_log=None,
@@ -89,6 +96,10 @@ class Sandbox:
     async def stop(self) -> None:
         """Stop listening and drop what is still open. Idempotent."""
         self._stopping.set()
+        if self._announcing is not None:
+            self._announcing.cancel()
+            await asyncio.wait({self._announcing})
+            self._announcing = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -167,6 +178,7 @@ class Sandbox:
     def _application(self) -> web.Application:
         api = web.Application(middlewares=[self._front])
         api.add_routes(self._api.routes())
+        api.add_routes(self.webhooks.routes())
         root = web.Application(client_max_size=LARGEST_REQUEST)
         root.add_routes(Control(self.clock, self.faults, self.journal).routes())
         root.add_subapp("/v1", api)

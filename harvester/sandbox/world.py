@@ -72,7 +72,7 @@ class World:
         self.mode = mode
         self.accounts: dict[str, Account] = {}
         self.organisation_id = new_id(rng)
-        self._rng = rng
+        self.rng = rng
         self._orders: dict[str, Order] = {}
         self._by_account: dict[str, list[Order]] = {}
         self._by_key: dict[tuple[str, str], Order] = {}
@@ -118,7 +118,7 @@ class World:
                 409, "estimate_order_already_placed", "This estimate has already been ordered."
             )
         now = self.clock.now()
-        order = self._new_order(account, purchase, draw_life(self._rng, now), now)
+        order = self._new_order(account, purchase, draw_life(self.rng, now), now)
         order.idempotency_key = idempotency_key
         order.metadata = dict(metadata or {})
         order.estimate_id = estimate_id
@@ -140,7 +140,7 @@ class World:
         It was received earlier, as its status needs, and is listed in that place.
         """
         now = self.clock.now()
-        life = life_from(self._rng, status, now)
+        life = life_from(self.rng, status, now)
         order = self._new_order(account, purchase, life, life.starts[0])
         if hold:
             order.life = life.held(now)
@@ -186,7 +186,7 @@ class World:
     def _new_order(
         self, account: Account, purchase: Purchase, life: Life, created_at: float
     ) -> Order:
-        return Order(new_id(self._rng), len(self._orders), account.id, created_at, purchase, life)
+        return Order(new_id(self.rng), len(self._orders), account.id, created_at, purchase, life)
 
 
 def new_id(rng: random.Random) -> str:

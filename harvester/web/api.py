@@ -26,6 +26,7 @@ from harvester.harvest.track import Tracker
 from harvester.ledger.engine import Database
 from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, stream_orders
 from harvester.web.certificates import choose, send_certificate
+from harvester.web.changes import Changes
 from harvester.web.problems import Problem, read_body
 from harvester.web.query import (
     OrderQuery,
@@ -74,6 +75,7 @@ class Api:
                 web.get("/orders/{id}", self._show),
                 web.get("/orders/{id}/certificate", self._certificate),
                 web.post("/orders/{id}/retry", self._retry),
+                web.get("/changes", Changes(self._database).list),
             ]
         )
         return app

@@ -29,7 +29,7 @@ def choose(detail: OrderDetail, version: int | None) -> KnownCertificate:
         raise Problem(404, "the order has no certificate of this version")
     if order.certificate_state == "stored" and order.certificate is not None:
         return order.certificate
-    wait = waits_for(order.status, order.certificate_state, order.failure_reason)
+    wait = waits_for(order.status, order.certificate_state, order.failure_reason, detail.document)
     raise Problem(404, f"none yet: the order is {order.status} and waits for {wait or 'nothing'}")
 
 

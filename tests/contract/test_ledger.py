@@ -312,7 +312,7 @@ async def test_accounts_with_due_looks_are_those_with_open_orders_whose_date_has
     late = NOW + HOUR
     assert await kept.ledger.accounts_with_due_looks(NOW, CADENCE.horizon(NOW)) == set()
     assert await kept.ledger.accounts_with_due_looks(late, CADENCE.horizon(late)) == {"client"}
-    await kept.ledger.park_account("client", "suspended", FAR)
+    await kept.ledger.park_account("client", "suspended", FAR, NOW)
     assert await kept.ledger.accounts_with_due_looks(late, CADENCE.horizon(late)) == set()
 
 

@@ -140,7 +140,7 @@ async def test_due_certificates_are_told_within_the_scope(kept: Kept) -> None:
 async def test_certificates_of_parked_accounts_are_not_due(kept: Kept) -> None:
     await kept.see(order("o1", "complete"))
     await kept.see(order("o2", "complete"), account=CLIENT)
-    await kept.ledger.park_account("acct", "suspended", FAR)
+    await kept.ledger.park_account("acct", "suspended", FAR, NOW)
     assert await kept.due_ids() == ["o2"]
     assert await kept.due_ids(untried_since=NOW + DAY) == ["o2"]
     mark = await kept.ledger.begin_sweep("acct")

@@ -176,7 +176,7 @@ async def test_the_state_of_things_counts_what_there_is_and_what_is_due(kept: Ke
 @pytest.mark.parametrize("reason", [None, "suspended"])
 async def test_the_state_of_things_tells_who_is_parked(kept: Kept, reason: str | None) -> None:
     if reason is not None:
-        await kept.ledger.park_account("client", reason, NOW + DAY)
+        await kept.ledger.park_account("client", reason, NOW + DAY, NOW)
     accounts = {account.id: account for account in (await summarise(kept.database, NOW)).accounts}
     assert accounts["client"].parked_reason == reason
     assert accounts["acct"].parked_reason is None

@@ -89,13 +89,13 @@ async def test_a_sweep_dated_beyond_the_horizon_is_due(kept: Kept) -> None:
 async def test_a_parked_account_is_left_alone_until_its_time_and_lifted_by_a_good_sweep(
     kept: Kept,
 ) -> None:
-    assert await kept.ledger.park_account("acct", "suspended", NOW + HOUR) is True
+    assert await kept.ledger.park_account("acct", "suspended", NOW + HOUR, NOW) is True
     assert await due_accounts(kept) == {"client"}
     assert await due_accounts(kept, NOW + HOUR) == {"acct", "client"}
-    assert await kept.ledger.park_account("acct", "still suspended", NOW + 2 * HOUR) is False
+    assert await kept.ledger.park_account("acct", "still suspended", NOW + 2 * HOUR, NOW) is False
     assert await due_accounts(kept, NOW + HOUR) == {"client"}
     await swept(kept, "o1")
-    assert await kept.ledger.park_account("acct", "again", NOW + HOUR) is True
+    assert await kept.ledger.park_account("acct", "again", NOW + HOUR, NOW) is True
 
 
 async def test_sweeps_are_numbered_for_each_account_of_its_own(kept: Kept) -> None:

@@ -34,17 +34,17 @@ async def test_wake_ups_keep_to_their_schedule_and_do_not_drift() -> None:
 
 
 @fault("C9")
-@pytest.mark.parametrize("zone", ["Pacific/Auckland", "America/New_York"])
 async def test_a_time_zone_changes_no_instant_and_no_folder(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, zone: str
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # On the last evening of March in New York it is April in UTC, and long since in Auckland.
+    # Half an hour before April in UTC: evening in New York, and April long since in Auckland.
     instant = b'"created_at": "2026-03-31T23:30:00Z"'
     order = scene.order()
     pattern = rb'"created_at": ?"[^"]*"'
     scene.wire.script(changed(lambda body: re.sub(pattern, instant, body)), "orders", 100)
-    monkeypatch.setenv("TZ", zone)
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
     assert (await scene.command("run", "--drain")).code == 0
+    monkeypatch.setenv("TZ", "America/New_York")
     shown = await scene.home.show(order.id)
     assert shown["created_at"] == "2026-03-31T23:30:00Z"
     (name,) = scene.home.files()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -13,13 +14,14 @@ import structlog
 from harvester.app import Harvest, now
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import LedgerUnavailable
-from harvester.harvest.daemon import Daemon
+from harvester.harvest.daemon import Daemon, _Every
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.stopping import Stop
 from harvester.ledger.queries import summarise
 from harvester.sandbox import Sandbox
 from tests.integration.conftest import OpenHarvest
 
+BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 FAST = {"sweep_interval": "200ms", "longest_interval": "1s"}
 
 
@@ -96,7 +98,9 @@ class Steps:
         return SweepReport()
 
 
-def daemon_of(steps: Steps, stop: Stop) -> Daemon:
+def daemon_of(
+    steps: Steps, stop: Stop, requests: Callable[[], int] = lambda: 0, **more: Any
+) -> Daemon:
     async def nothing() -> None:
         return None
 
@@ -109,8 +113,9 @@ def daemon_of(steps: Steps, stop: Stop) -> Daemon:
         placer=anything,
         cadence=Cadence(timedelta(milliseconds=200), timedelta(seconds=1)),
         housekeeping=nothing,
-        requests=lambda: 0,
+        requests=requests,
         stop=stop,
+        **more,
     )
 
 
@@ -150,3 +155,47 @@ async def test_a_second_request_abandons_what_is_in_flight_at_once() -> None:
     stop.request()
     stop.request()
     await asyncio.wait_for(running, 2)
+
+
+async def test_what_does_not_end_within_the_grace_time_is_abandoned() -> None:
+    stop, steps = Stop(), Steps()
+    running = asyncio.create_task(daemon_of(steps, stop, grace=0.2).run_forever())
+    await asyncio.wait_for(steps.hanging.wait(), 5)
+    stop.request()
+    await asyncio.wait_for(running, 5)
+
+
+@pytest.mark.parametrize("days", [-1, 400])
+async def test_after_a_step_of_the_wall_clock_everything_runs_anew(days: int) -> None:
+    stop, steps, offset = Stop(), Steps(), [0.0]
+    steps.hang.set()
+    daemon = daemon_of(steps, stop, wall=lambda: time.time() + offset[0])
+    with structlog.testing.capture_logs() as lines:
+        running = asyncio.create_task(daemon.run_forever())
+        await asyncio.wait_for(steps.hanging.wait(), 5)
+        offset[0] = days * 86_400.0
+
+        async def said() -> bool:
+            return any(line["event"] == "wall clock stepped" for line in lines)
+
+        await until(said)
+        rounds = steps.rounds
+
+        async def went_on() -> bool:
+            return steps.rounds > rounds
+
+        await until(went_on)
+        stop.request()
+        await asyncio.wait_for(running, 5)
+    told = [line["seconds"] for line in lines if line["event"] == "wall clock stepped"]
+    assert told == [days * 86_400]
+
+
+def test_a_rhythm_leaves_out_what_it_missed_and_keeps_its_beat() -> None:
+    rhythm = _Every(timedelta(seconds=10))
+    first = rhythm.get_next_fire_time(None, BEGINNING)
+    assert first == BEGINNING
+    second = rhythm.get_next_fire_time(first, BEGINNING)
+    assert second == BEGINNING + timedelta(seconds=10)
+    years_later = BEGINNING + timedelta(days=20_000, seconds=3)
+    assert rhythm.get_next_fire_time(first, years_later) == years_later + timedelta(seconds=7)

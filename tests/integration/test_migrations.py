@@ -180,6 +180,8 @@ def test_damage_is_found_by_reading_it_all(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-4096:] = b"\xde\xad" * 2048
     path.write_bytes(data)
-    with pytest.raises(LedgerDamaged, match="restore a backup"):
+    with pytest.raises(LedgerDamaged, match="Restore a backup, or move it away"):
         migrate.check_integrity(path)
+    with pytest.raises(LedgerDamaged, match="left as it is"):
+        migrate.upgrade(path)
     assert path.read_bytes() == data

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harvester.settings import SECRETS, Settings, load
+from harvester.subscriptions import HookSettings, ReceiverSettings
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 KEYS = [
@@ -19,6 +20,7 @@ KEYS = [
     for key in field.default.__class__.model_fields
 ]
 SECRET_KEYS = {(section, key + suffix) for section, key in SECRETS for suffix in ("", "_file")}
+LISTS = {("events", "receivers"): ReceiverSettings, ("events", "hooks"): HookSettings}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shown() -> dict[str, dict[str, Any]]:
     """Return the settings the example shows, those that are commented out among them."""
-    text = re.sub(r"^# ?(?=[a-z_]+ = )", "", EXAMPLE.read_text("utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"^# ?(?=[a-z_]+ = |\[\[)", "", EXAMPLE.read_text("utf-8"), flags=re.MULTILINE)
     return tomllib.loads(text)
 
 
@@ -45,7 +47,22 @@ def test_the_example_shows_every_key_of_every_section_and_no_other() -> None:
     assert {(section, key) for section, keys in shown().items() for key in keys} == set(KEYS)
 
 
-@pytest.mark.parametrize(("section", "key"), [pair for pair in KEYS if pair not in SECRET_KEYS])
+@pytest.mark.parametrize(
+    ("section", "key"), [pair for pair in KEYS if pair not in {*SECRET_KEYS, *LISTS}]
+)
 def test_the_example_shows_the_default(section: str, key: str) -> None:
     read = Settings.model_validate(shown())
     assert getattr(getattr(read, section), key) == getattr(getattr(Settings(), section), key)
+
+
+@pytest.mark.parametrize(("place", "model"), LISTS.items(), ids=[key for _, key in LISTS])
+def test_the_example_shows_a_list_by_one_entry_with_every_key_and_its_default(
+    place: tuple[str, str], model: type[ReceiverSettings | HookSettings]
+) -> None:
+    section, key = place
+    (entry,) = shown()[section][key]
+    assert entry.keys() == model.model_fields.keys()
+    read = model.model_validate(entry)
+    for name, field in model.model_fields.items():
+        if not field.is_required():
+            assert getattr(read, name) == field.default, name

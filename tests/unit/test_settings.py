@@ -161,7 +161,7 @@ def test_a_secret_file_is_not_read_while_loading(file: Path) -> None:
         ("[lune]\nrate_limits = 1", "lune.rate_limits is not a setting; did you mean rate_limit?"),
         ("[lune]\nzzz = 1", "lune.zzz is not a setting; known are accounts, api_key, api_key_file"),
         ("[harvset]\n", "[harvset] is not a section; did you mean harvest?"),
-        ("[zzz]\n", "[zzz] is not a section; known are database, harvest, http"),
+        ("[zzz]\n", "[zzz] is not a section; known are database, events, harvest"),
         ("rate_limit = 1", "[rate_limit] is not a section"),
         ("lune = 1", "lune should be a section: [lune]"),
         ("[[lune]]\nrate_limit = 1", "lune should be a section: [lune]"),

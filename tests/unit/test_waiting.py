@@ -40,3 +40,35 @@ def test_an_order_that_ended_and_owes_nothing_waits_for_nothing(
 def test_every_open_status_has_words_of_its_own() -> None:
     open_statuses = [status for status in STATUSES if status not in TERMINAL]
     assert len({waits_for(status, None, None) for status in open_statuses}) == len(open_statuses)
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "words"),
+    [
+        ("placed", {"payment_method": "invoice"}, "invoice is outstanding"),
+        ("placed", {"payment_method": "card"}, "the card"),
+        ("placed", {"payment_method": None}, "payment"),
+        (
+            "paid",
+            {"bundles": [{"bundle_name": "Asia", "insufficient_available_quantity": True}]},
+            "inventory, which is short in Asia",
+        ),
+        ("paid", {"quantity": "0.25"}, "less than a tonne"),
+        ("paid", {"quantity": "1.25"}, "credits to be allocated"),
+        (
+            "retiring",
+            {
+                "projects": [
+                    {"project_name": "Rimba", "status": "retired"},
+                    {"project_name": "Keo", "status": "allocated"},
+                ]
+            },
+            "credits to be retired in Keo (1 of 2 projects are retired)",
+        ),
+        ("retiring", {"projects": None, "bundles": "?", "quantity": {}}, "rest of the credits"),
+    ],
+)
+def test_what_the_order_itself_says_makes_the_answer_exact(
+    status: str, document: dict[str, object], words: str
+) -> None:
+    assert words in (waits_for(status, None, None, document) or "")

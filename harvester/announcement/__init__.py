@@ -1,0 +1,1 @@
+"""The ways to receivers: over HTTP, and by running a command."""

@@ -1,0 +1,140 @@
+"""Webhooks made by hand and posted to the real listener, with a ledger behind it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from harvester.app import Harvest, now
+from harvester.domain.records import EVERYTHING
+from harvester.web.listener import listener_app, serve_listener
+from harvester.web.problems import faults_as_problems
+from harvester.web.webhook import Receiver
+from tests import canaries
+from tests.faults.scene import Scene
+
+SECRET = canaries.WEBHOOK_SECRET
+PATH = "/webhooks/lune"
+
+
+def mac(body: bytes, at: str, secret: str = SECRET) -> bytes:
+    """Sign as Lune's guide says, independently of the program."""
+    return hmac.new(secret.encode(), at.encode() + b"." + body, hashlib.sha256).digest()
+
+
+def header(
+    body: bytes,
+    *,
+    secret: str = SECRET,
+    at: float | None = None,
+    organisation: str | None = None,
+    form: str = "hex",
+) -> str:
+    """Return a ``Lune-HMAC`` header's value."""
+    text = str(int(time.time() if at is None else at))
+    digest = mac(body, text, secret)
+    shown = digest.hex() if form == "hex" else base64.b64encode(digest).decode()
+    parts = [f"timestamp={text}", f"v1={shown}"]
+    if organisation is not None:
+        parts.insert(1, f"organisation={organisation}")
+    return ",".join(parts)
+
+
+def event(
+    order_id: str, kind: str = "completed", number: int = 1, **changed: Any
+) -> dict[str, Any]:
+    """Return an event of an order as Lune's schema has it; None leaves a field out."""
+    served: dict[str, Any] = {
+        "api_version": "v1",
+        "event_id": f"event{number}",
+        "event_type": f"order.{kind}",
+        "sequence": f"2026-03-01 12:00:00.{number:06d}",
+        "data": {"order": {"id": order_id, "status": "complete", "email": "someone@example.com"}},
+    }
+    served |= changed
+    return {name: value for name, value in served.items() if value is not None}
+
+
+def body_of(*events: object) -> bytes:
+    """Return a request's body."""
+    return json.dumps({"events": events}).encode()
+
+
+@dataclass
+class Desk:
+    """A running listener: ``post`` signs and sends, ``woken`` counts the calls for a look."""
+
+    harvest: Harvest
+    receiver: Receiver
+    session: aiohttp.ClientSession
+    account_id: str
+    woken: int = 0
+
+    async def post(
+        self,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        **signing: Any,
+    ) -> int:
+        """Send a body, signed unless ``headers`` say otherwise; return the answered status."""
+        return (await self.ask(body, headers, **signing))[0]
+
+    async def ask(
+        self, body: Any, headers: Mapping[str, str] | None = None, **signing: Any
+    ) -> tuple[int, bytes]:
+        """Send a body and return status and body of the answer."""
+        if headers is None:
+            headers = {"Lune-HMAC": header(body, **signing)}
+        async with self.session.post(PATH, data=body, headers=headers) as answer:
+            return answer.status, await answer.read()
+
+    async def tell(self, *events: Mapping[str, Any], **signing: Any) -> int:
+        """Send events of the default account."""
+        whole = [{"account_id": self.account_id, **one} for one in events]
+        return await self.post(body_of(*whole), **signing)
+
+    async def status(self, order_id: str) -> str:
+        """Return an order's status in the ledger."""
+        async with self.harvest.database.read() as connection:
+            query = f"SELECT status FROM orders WHERE id = '{order_id}'"
+            return str((await connection.exec_driver_sql(query)).scalar_one())
+
+    async def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Ask the ledger."""
+        async with self.harvest.database.read() as connection:
+            found = await connection.exec_driver_sql(query)
+            return [tuple(row) for row in found]
+
+
+@asynccontextmanager
+async def desk(
+    scene: Scene, secrets: Iterable[str] = (SECRET,), patience: float = 4.0
+) -> AsyncIterator[Desk]:
+    """Drain once, then take webhooks while inside."""
+    known = tuple(secrets)
+    async with scene.open() as harvest:
+        await harvest.drain().run(EVERYTHING, None)
+        made: list[Desk] = []
+
+        def heed() -> None:
+            made[0].woken += 1
+
+        receiver = Receiver(harvest.ledger, lambda: known, clock=now, heed=heed, patience=patience)
+        app = listener_app(faults_as_problems)
+        app.add_routes(receiver.routes())
+        async with (
+            serve_listener(app, "127.0.0.1", 0) as port,
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+        ):
+            made.append(Desk(harvest, receiver, session, scene.lune.accounts[0].id))
+            yield made[0]
+            await receiver.close()

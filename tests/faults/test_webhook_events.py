@@ -1,0 +1,294 @@
+"""What an event does: it is written once, and makes us ask; what it claims is never believed."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from harvester.app import now
+from tests.faults.catalogue import fault
+from tests.faults.hooks import Desk, body_of, desk, event, header
+from tests.faults.scene import Scene
+
+COUNT = "SELECT count(*) FROM webhook_events"
+HINTS = "SELECT order_id, status FROM hints"
+
+
+async def sources(taking: Desk, order_id: str) -> list[tuple[str, str]]:
+    query = f"SELECT to_status, source FROM transitions WHERE order_id = '{order_id}' ORDER BY seq"
+    return [(status, source) for status, source in await taking.rows(query)]
+
+
+@fault("W5")
+async def test_a_replay_is_known_again_and_asks_for_nothing(scene: Scene) -> None:
+    order = scene.order("paid")
+    async with desk(scene) as taking:
+        scene.lune.move_order(order.id, "complete")
+        assert await taking.tell(event(order.id)) == 200
+        await taking.harvest.sweep.heed()
+        asked = scene.wire.count()
+        assert await taking.tell(event(order.id)) == 200
+        await taking.harvest.sweep.heed()
+        assert (scene.wire.count(), taking.woken) == (asked, 1)
+        assert await taking.rows(COUNT) == [(1,)]
+        assert await sources(taking, order.id) == [("paid", "drain"), ("complete", "webhook")]
+        await taking.harvest.collector.run_once()
+
+
+@pytest.mark.parametrize("off", [-400, 400])
+@fault("W5")
+async def test_a_stale_event_is_taken_as_a_hint_and_nothing_else(scene: Scene, off: int) -> None:
+    order = scene.order("paid")
+    async with desk(scene) as taking:
+        assert await taking.tell(event(order.id), at=time.time() + off) == 200
+        assert await taking.rows(HINTS) == [(order.id, None)]
+        assert taking.receiver.outcomes == {"stale": 1}
+        asked = scene.wire.count("order")
+        await taking.harvest.sweep.heed()
+        assert scene.wire.count("order") == asked + 1
+        assert await taking.status(order.id) == "paid"
+        assert await taking.rows(HINTS) == []
+        account = scene.lune.accounts[0].id
+        told = await taking.harvest.ledger.announcements(account, now() - timedelta(days=1))
+        assert told.heard_at is None
+
+
+@fault("W6")
+async def test_the_same_event_a_thousand_times_at_once_is_one_row(scene: Scene) -> None:
+    order = scene.order("paid")
+    async with desk(scene) as taking:
+        body = body_of(event(order.id, account_id=taking.account_id))
+        headers = {"Lune-HMAC": header(body)}
+        gate = asyncio.Semaphore(50)
+
+        async def send() -> int:
+            async with gate:
+                return await taking.post(body, headers)
+
+        assert set(await asyncio.gather(*(send() for _ in range(1000)))) == {200}
+        assert await taking.rows(COUNT) == [(1,)]
+        assert taking.woken == 1
+
+
+BAD: list[Any] = [
+    None,
+    17,
+    "event",
+    [],
+    {},
+    event("o1", event_id=None),
+    event("o1", event_id=""),
+    event("o1", event_id="x" * 300),
+    event("o1", event_id="nul\0"),
+    event("o1", event_type=5),
+    event("o1", sequence=None),
+    event("o1", data=None),
+    event("o1", data={}),
+    event("o1", data={"order": None}),
+    event("o1", data={"order": {"id": "../../etc/passwd"}}),
+    event("o1", data={"order": {"id": "\ud800"}}),
+    event("o1", account_id="a/b"),
+]
+
+
+@fault("W7")
+async def test_bad_events_are_set_aside_and_leave_the_good_ones_alone(scene: Scene) -> None:
+    orders = [scene.order("paid") for _ in range(3)]
+    async with desk(scene) as taking:
+        good = [
+            event(order.id, number=n, account_id=taking.account_id)
+            for n, order in enumerate(orders)
+        ]
+        middle = [
+            one | {"event_id": f"bad{n}"}
+            if isinstance(one, dict) and one.get("event_id") == "event1"
+            else one
+            for n, one in enumerate(BAD)
+        ]
+        assert await taking.post(body_of(good[0], *middle, *good[1:])) == 200
+        assert await taking.rows(f"{COUNT} WHERE problem IS NULL") == [(3,)]
+        assert await taking.rows(f"{COUNT} WHERE problem IS NOT NULL") == [(len(BAD),)]
+        assert len(await taking.rows(HINTS)) == 3
+        await taking.harvest.sweep.heed()
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"events": 1}', b"\xff", b"[" * 9999])
+@fault("W7")
+async def test_a_genuine_body_that_is_no_list_of_events_is_kept_and_acknowledged(
+    scene: Scene, body: bytes
+) -> None:
+    async with desk(scene) as taking:
+        assert await taking.post(body) == 200
+        assert await taking.rows(f"{COUNT} WHERE problem IS NOT NULL") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"event_type": "order.refunded"},
+        {"event_type": "invoice.sent", "data": {"invoice": {}}},
+        {"api_version": "v2"},
+        {"account_id": None},
+    ],
+)
+@fault("W8")
+async def test_what_is_not_known_is_kept_raw_and_never_refused(
+    scene: Scene, changed: dict[str, Any]
+) -> None:
+    order = scene.order("paid")
+    async with desk(scene) as taking:
+        scene.lune.move_order(order.id, "retiring")
+        assert await taking.post(body_of(event(order.id, "x") | changed)) == 200
+        assert await taking.rows(f"{COUNT} WHERE problem IS NULL") == [(1,)]
+        await taking.harvest.sweep.heed()
+
+
+@fault("W8")
+async def test_an_event_without_account_finds_the_order_it_is_about(scene: Scene) -> None:
+    order = scene.order("paid")
+    async with desk(scene) as taking:
+        scene.lune.move_order(order.id, "retiring")
+        assert await taking.post(body_of(event(order.id, "retiring"))) == 200
+        await taking.harvest.sweep.heed()
+        assert await taking.status(order.id) == "retiring"
+
+
+@fault("W12")
+async def test_an_event_and_the_look_it_asks_for_are_one_transaction(scene: Scene) -> None:
+    order = scene.order("paid")
+    async with desk(scene) as taking:
+
+        async def refuse_hints(connection: Any) -> None:
+            await connection.exec_driver_sql(
+                "CREATE TRIGGER no_hints BEFORE INSERT ON hints "
+                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
+            )
+
+        async def allow_hints(connection: Any) -> None:
+            await connection.exec_driver_sql("DROP TRIGGER no_hints")
+
+        await taking.harvest.database.write(refuse_hints)
+        assert await taking.tell(event(order.id)) >= 500
+        assert await taking.rows(COUNT) == [(0,)]
+        await taking.harvest.database.write(allow_hints)
+        assert await taking.tell(event(order.id)) == 200
+        assert await taking.rows(HINTS) == [(order.id, "complete")]
+        await taking.harvest.sweep.heed()
+
+
+@fault("W13")
+async def test_an_older_event_that_comes_later_does_not_change_what_is_waited_for(
+    scene: Scene,
+) -> None:
+    order = scene.order("received")
+    async with desk(scene) as taking:
+        for number, kind in ((10, "completed"), (9, "paid"), (10, "retiring")):
+            changed = {"event_id": f"{kind}-event"}
+            assert await taking.tell(event(order.id, kind, number) | changed) == 200
+        # An equal sequence is not an older one: the third is news, the second was none.
+        assert await taking.rows(HINTS) == [(order.id, "retiring")]
+        await taking.harvest.sweep.heed()
+
+
+@fault("W13")
+async def test_events_of_two_accounts_come_in_any_order(scene: Scene) -> None:
+    client = scene.lune.accounts[1].id
+    one, other = scene.order("paid"), scene.order("paid", account_id=client)
+    async with desk(scene) as taking:
+        for order in (one, other):
+            scene.lune.move_order(order.id, "retiring")
+        late = event(other.id, "retiring", 9, account_id=client)
+        early = event(one.id, "retiring", 1, account_id=taking.account_id)
+        assert await taking.post(body_of(late, early)) == 200
+        await taking.harvest.sweep.heed()
+        for order in (one, other):
+            assert await taking.status(order.id) == "retiring"
+
+
+@fault("W14")
+async def test_a_webhook_ahead_of_the_api_is_not_believed_but_asked_about_again(
+    scene: Scene,
+) -> None:
+    order = scene.order("retiring")
+    async with desk(scene) as taking:
+        assert await taking.tell(event(order.id, "completed")) == 200
+        await taking.harvest.sweep.heed()
+        assert await taking.status(order.id) == "retiring"
+        ((due, at),) = await taking.rows(
+            f"SELECT next_check_at, last_seen_at FROM orders WHERE id = '{order.id}'"
+        )
+        assert 0 < due - at <= 10_000_000  # microseconds; the longest wait is ten minutes
+        scene.lune.move_order(order.id, "complete")
+        await asyncio.sleep(max(0.0, due / 1e6 - time.time()))
+        await taking.harvest.sweep.heed()
+        assert await taking.status(order.id) == "complete"
+        assert await taking.rows(HINTS) == []
+        await taking.harvest.collector.run_once()
+
+
+@fault("W15")
+async def test_an_event_of_what_is_known_already_adds_nothing(scene: Scene) -> None:
+    order = scene.order("complete")
+    async with desk(scene) as taking:
+        for number, kind in enumerate(("received", "placed", "paid", "retiring", "completed")):
+            assert await taking.tell(event(order.id, kind, number)) == 200
+        asked = scene.wire.count()
+        await taking.harvest.sweep.heed()
+        assert scene.wire.count() == asked
+        assert await sources(taking, order.id) == [("complete", "drain")]
+        assert await taking.rows("SELECT * FROM anomalies") == []
+
+
+@fault("W17")
+async def test_another_organisation_is_refused_and_our_own_is_not(scene: Scene) -> None:
+    order = scene.order("paid")
+    async with desk(scene) as taking:
+        ((own,),) = await taking.rows("SELECT DISTINCT organisation_id FROM accounts")
+        assert await taking.tell(event(order.id), organisation="somebody-else") == 401
+        assert await taking.rows(COUNT) == [(0,)]
+        assert await taking.tell(event(order.id), organisation=own) == 200
+        await taking.harvest.sweep.heed()
+
+
+@fault("W17")
+async def test_an_account_that_is_not_followed_asks_for_nothing(scene: Scene) -> None:
+    async with desk(scene) as taking:
+        asked = scene.wire.count()
+        foreign = event("order1", account_id="live-account")
+        assert await taking.post(body_of(foreign)) == 200
+        await taking.harvest.sweep.heed()
+        assert (scene.wire.count(), taking.woken) == (asked, 0)
+        assert await taking.rows(COUNT) == [(1,)]
+
+
+@fault("W20")
+async def test_a_proxy_may_add_headers_and_send_the_body_in_pieces(scene: Scene) -> None:
+    body = body_of(event("order1")) + b" \r\n\t"
+    proxied = {
+        "lune-hmac": f" {header(body)} ",
+        "X-Forwarded-For": "203.0.113.7",
+        "X-Forwarded-Proto": "https",
+        "Via": "1.1 proxy",
+        "Content-Encoding": "identity",
+    }
+
+    async def pieces() -> Any:
+        for byte in range(0, len(body), 7):
+            yield body[byte : byte + 7]
+
+    async with desk(scene) as taking:
+        assert (await taking.ask(pieces(), proxied))[0] == 200
+
+
+@fault("W20")
+async def test_a_compressed_body_is_refused_before_it_is_read(scene: Scene) -> None:
+    body = gzip.compress(body_of(event("order1")))
+    for encoding in ("gzip", "br", "deflate", "GZIP"):
+        async with desk(scene) as taking:
+            headers = {"Lune-HMAC": header(body), "Content-Encoding": encoding}
+            assert await taking.post(body, headers) == 415

@@ -1,0 +1,108 @@
+"""The feed of events: numbered, waited for, and honest about what is kept no more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.app import now
+from harvester.ledger.outbox import KEPT_WHEN_TAKEN, SqlOutbox
+from harvester.sandbox import Sandbox
+from tests.integration.web_service import Service, serving
+
+
+@pytest.fixture
+async def service(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Service]:
+    sandbox.create_order("complete", hold=True, idempotency_key="INV-1")
+    async with serving(sandbox, tmp_path) as one:
+        await one.stored(1)
+        yield one
+
+
+def told(answer: Any) -> list[str]:
+    return [f"{event['type']} {event['subject']}" for event in answer["changes"]]
+
+
+async def test_a_reader_goes_on_where_it_was(sandbox: Sandbox, service: Service) -> None:
+    first = await service.json("/v1/changes")
+    (order,) = (await service.json("/v1/orders"))["orders"]
+    assert told(first) == [
+        f"order.status_changed {order['id']}",
+        f"certificate.stored {order['id']}",
+    ]
+    assert first["next"] == 2
+    assert first["changes"][1]["data"]["idempotency_key"] == "INV-1"
+    assert first["changes"][1]["data"]["sha256"] == order["certificate"]["sha256"]
+    assert await service.json("/v1/changes?after=2") == {"changes": [], "next": 2}
+
+    later = sandbox.create_order("paid", hold=True)
+    second = await service.json("/v1/changes?after=2&wait=20")
+    assert told(second) == [f"order.status_changed {later.id}"]
+    assert second["next"] == 3
+
+
+async def test_a_page_ends_at_its_limit_and_none_is_left_out(service: Service) -> None:
+    whole = (await service.json("/v1/changes"))["changes"]
+    read, after = [], 0
+    while page := (await service.json(f"/v1/changes?after={after}&limit=1"))["changes"]:
+        read += page
+        after = int(page[-1]["sequence"])
+    assert read == whole
+
+
+async def test_who_waits_is_answered_when_something_happens(
+    sandbox: Sandbox, service: Service
+) -> None:
+    waiting = asyncio.create_task(service.json("/v1/changes?after=2&wait=30"))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    order = sandbox.create_order("paid", hold=True)
+    async with asyncio.timeout(15):
+        assert told(await waiting) == [f"order.status_changed {order.id}"]
+
+
+async def test_who_waits_in_vain_is_answered_when_the_wait_is_over(service: Service) -> None:
+    began = time.monotonic()
+    assert await service.json("/v1/changes?after=2&wait=1") == {"changes": [], "next": 2}
+    assert time.monotonic() - began >= 0.9
+
+
+async def test_many_who_wait_leave_room_for_others(service: Service) -> None:
+    waiting = [asyncio.create_task(service.json("/v1/changes?after=2&wait=3")) for _ in range(40)]
+    await asyncio.sleep(0.5)
+    done = [one for one in waiting if one.done()]
+    assert 8 <= len(done) < 40
+    async with asyncio.timeout(15):
+        assert all(answer["next"] == 2 for answer in await asyncio.gather(*waiting))
+
+
+@pytest.mark.parametrize("after", [1, 3, 2**53 - 1])
+async def test_a_number_that_is_kept_no_more_or_never_was_is_gone(
+    service: Service, after: int
+) -> None:
+    await SqlOutbox(service.harvest.database).prune(now() + KEPT_WHEN_TAKEN * 1.1)
+    status, headers, body = await service.get(f"/v1/changes?after={after}")
+    assert status == 410
+    assert headers["Content-Type"] == "application/problem+json"
+    assert json.loads(body)["oldest"] == 2
+    assert await service.json("/v1/changes") == {"changes": [], "next": 2}
+    assert await service.json("/v1/changes?after=2") == {"changes": [], "next": 2}
+
+
+@pytest.mark.parametrize(
+    "query", ["after=-1", "after=x", "after=", "wait=61", "wait=1.5", "limit=0", "limit=501", "a=1"]
+)
+async def test_a_wrong_parameter_is_refused(service: Service, query: str) -> None:
+    status, _, _ = await service.get(f"/v1/changes?{query}")
+    assert status == 400
+
+
+async def test_the_feed_is_for_those_with_the_token(service: Service) -> None:
+    status, _, _ = await service.get("/v1/changes", headers={})
+    assert status == 401
