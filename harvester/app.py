@@ -150,6 +150,7 @@ class Harvest:
         daemon: Daemon | None = None,
         health: Health | None = None,
         reading: Database | None = None,
+        webhooks: Receiver | None = None,
     ) -> Metrics:
         """Make what there is to scrape, for the service or for a drain."""
         return Metrics(
@@ -163,6 +164,7 @@ class Harvest:
             lag=None if daemon is None else daemon.watch,
             sweep_interval=self._rarest_sweep(),
             clock=now,
+            webhooks=None if webhooks is None else webhooks.outcomes,
         )
 
     def _rarest_sweep(self) -> timedelta:
@@ -208,7 +210,8 @@ class Harvest:
             # Connections of its own: who asks much must not keep the harvest from reading.
             reading = Database(self.settings.database.path, readonly=True)
             served.push_async_callback(reading.close)
-            metrics = self.metrics(daemon, health, reading)
+            webhooks = self._webhooks(daemon)
+            metrics = self.metrics(daemon, health, reading, webhooks)
             served.push_async_callback(metrics.close)
             await metrics.begin()
             api = Api(
@@ -221,7 +224,6 @@ class Harvest:
                 wake=daemon.wake,
             )
             token = self.settings.http_token
-            webhooks = self._webhooks(daemon)
             site = make_site(
                 health,
                 metrics,

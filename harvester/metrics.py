@@ -34,6 +34,7 @@ from harvester.ledger.engine import Database
 from harvester.ledger.figures import Figures, arrivals, last_arrival, last_sweep, measure
 from harvester.lune import Pacer
 from harvester.web.health import Check
+from harvester.web.webhook import OUTCOMES
 
 T = TypeVar("T")
 Labelled = Mapping[Any, float]
@@ -111,7 +112,8 @@ class Metrics(Collector):
     ``refresh`` before each scrape: it reads the ledger, by ``reading``, unless it did so a moment
     ago.
     ``requests`` counts by endpoint and outcome, ``free_bytes`` measures the archive's disk,
-    ``ready`` checks what the work needs, ``lag`` is None outside of the service.
+    ``ready`` checks what the work needs, ``lag`` is None outside of the service, ``webhooks`` counts
+    what came of them by outcome, None where none are taken.
     """
 
     def __init__(
@@ -127,7 +129,9 @@ class Metrics(Collector):
         lag: Lag | None,
         sweep_interval: timedelta,
         clock: Callable[[], datetime],
+        webhooks: Mapping[str, int] | None = None,
     ) -> None:
+        self._webhooks = webhooks
         self._database = database
         self._reading = reading
         self._pacer = pacer
@@ -226,6 +230,10 @@ class Metrics(Collector):
         yield from _build()
         yield from self._collect_requests()
         yield from self._collect_disk()
+        if self._webhooks is not None:
+            text = "Requests to take webhooks, by what became of them."
+            counts = {(outcome,): self._webhooks.get(outcome, 0) for outcome in OUTCOMES}
+            yield _counter("webhooks", text, counts, ["outcome"])
         if self._figures is not None:
             yield from _collect_figures(self._figures)
         if self._last_sweep is not None:

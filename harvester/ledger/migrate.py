@@ -99,6 +99,7 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     (``LedgerDamaged``; one too large to be read whole at every start is left to ``verify``).
     The caller holds the lock.
     """
+    _settle(path)
     before = current(path)
     if before is not None and path.stat().st_size <= _READ_WHOLE_AT_START:
         check_integrity(path)
@@ -119,6 +120,17 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     except sqlite3.Error as error:
         raise LedgerUnavailable(f"{path}: could not be upgraded: {error}") from error
     return before, backup_path
+
+
+def _settle(path: Path) -> None:
+    """Let SQLite roll back what a crash cut short: a reader may not."""
+    if not path.with_name(f"{path.name}-journal").exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as ledger:
+            ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        raise LedgerUnavailable(f"{path}: cannot be opened: {error}") from error
 
 
 def _create(path: Path) -> None:

@@ -39,7 +39,8 @@ _QUIET_SECONDS: Final = 60.0
 _LATEST: Final = 253_402_300_799
 """The last second that a date can hold, in the year 9999."""
 
-_OUTCOMES: Final = {503: "busy"}
+OUTCOMES: Final = ("taken", "stale", "refused", "busy")
+"""What can become of a request."""
 
 
 class Receiver:
@@ -81,7 +82,7 @@ class Receiver:
         try:
             outcome = await self._take(request)
         except Problem as problem:
-            self.outcomes[_OUTCOMES.get(problem.status, "refused")] += 1
+            self.outcomes["busy" if problem.status == 503 else "refused"] += 1
             raise
         self.outcomes[outcome] += 1
         return web.Response()
