@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,37 +18,24 @@ from harvester.archive.directory import DirectoryArchive
 from harvester.archive.durable import make_root
 from harvester.archive.layout import Layout
 from harvester.archive.pdf import check_pdf
-from harvester.archive.reading import CertificateReader
 from harvester.domain.cadence import Cadence
-from harvester.domain.errors import ConfigurationError, LedgerUnavailable, StorageUnavailable
-from harvester.domain.webhooks import REMEMBERED
+from harvester.domain.errors import LedgerUnavailable, StorageUnavailable
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.announce import Announcer
 from harvester.harvest.collect import Collector
-from harvester.harvest.daemon import Daemon
 from harvester.harvest.drain import Drain, DrainReport
 from harvester.harvest.place import Placer
 from harvester.harvest.stopping import Stop
-from harvester.harvest.stuck import StuckWatch
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracker
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
-from harvester.ledger.figures import last_sweep
 from harvester.ledger.lock import LedgerLock
 from harvester.ledger.sql import SqlLedger
 from harvester.lune import Deadlines, LuneClient, Pacer
 from harvester.lune.webhooks import WebhookClient
-from harvester.metrics import MeasuredDatabase, MeasuredSweep, Metrics, sweep_seconds
+from harvester.metrics import MeasuredDatabase, MeasuredSweep, sweep_seconds
 from harvester.receivers import open_announcer
 from harvester.settings import Settings
-from harvester.web.address import check_token
-from harvester.web.api import Api
-from harvester.web.control import control_app, event_routes, serve_control
-from harvester.web.health import Health, Probe
-from harvester.web.listener import serve_listener
-from harvester.web.site import make_site
-from harvester.web.webhook import Receiver
 
 log = structlog.get_logger()
 
@@ -102,145 +88,6 @@ class Harvest:
             stop=self.stop,
             progress=progress,
         )
-
-    async def run_daemon(self) -> None:
-        """Run the service until asked to stop, taking orders over socket and listener meanwhile."""
-        check_token(self.settings.http.address, self.settings.http_token)
-        daemon = Daemon(
-            lune=self.lune,
-            book=self.book,
-            sweep=self.sweep,
-            collector=self.collector,
-            placer=self.placer,
-            announcer=self.announcer,
-            cadence=self.cadence,
-            housekeeping=self.keep_house,
-            requests=self.requests,
-            stop=self.stop,
-            heeding=self.settings.webhook_secrets is not None,
-        )
-        async with AsyncExitStack() as served:
-            health = self._health(daemon)
-            served.push_async_callback(health.close)
-            control = control_app(
-                self.tracker,
-                self.placer,
-                self.book,
-                self.ledger,
-                self.archive,
-                now,
-                daemon.wake,
-                self.pacer.as_document,
-                [*health.routes(), *event_routes(self.announcer, now)],
-            )
-            await served.enter_async_context(serve_control(control, self.settings.database.path))
-            await served.enter_async_context(self._listening(daemon, health))
-            log.info("started", version=__version__, ledger=str(self.settings.database.path))
-            await daemon.run_forever()
-        log.info("stopped")
-
-    async def keep_house(self) -> None:
-        """Tell of stuck orders, forget what nobody needs any more, fold the ledger's log in."""
-        await self.ledger.forget_deliveries(now() - REMEMBERED)
-        await StuckWatch(self.ledger, self.settings.harvest.stuck, now).run_once()
-        await self.database.checkpoint()
-
-    def metrics(
-        self,
-        daemon: Daemon | None = None,
-        health: Health | None = None,
-        reading: Database | None = None,
-        webhooks: Receiver | None = None,
-    ) -> Metrics:
-        """Make what there is to scrape, for the service or for a drain."""
-        return Metrics(
-            database=self.database,
-            reading=reading or self.database,
-            sweep_seconds=self.sweep_seconds,
-            pacer=self.pacer,
-            requests=self.lune.outcomes,
-            free_bytes=self.archive.free_bytes,
-            ready=None if health is None else health.ready,
-            lag=None if daemon is None else daemon.watch,
-            sweep_interval=self._rarest_sweep(),
-            clock=now,
-            webhooks=None if webhooks is None else webhooks.outcomes,
-        )
-
-    def _rarest_sweep(self) -> timedelta:
-        """Return how long a good sweep may lie back: where webhooks work, sweeps are rarer."""
-        heard = self.settings.webhook_secrets is not None
-        return self.cadence.slowest_sweep if heard else self.cadence.sweep_interval
-
-    def _health(self, daemon: Daemon) -> Health:
-        async def sweep_age() -> timedelta | None:
-            at = now()
-            last = await last_sweep(self.database, at, 2 * self._rarest_sweep())
-            return None if last is None else at - last
-
-        return Health(
-            progress=daemon.watch,
-            requests=self.requests,
-            key_refused=lambda: self.lune.refused,
-            sweep_age=sweep_age,
-            sweep_interval=self._rarest_sweep(),
-            probes=[Probe("ledger", self.database.probe), Probe("archive", self.archive.probe)],
-        )
-
-    def _webhooks(self, daemon: Daemon) -> Receiver | None:
-        """Make what takes Lune's webhooks; None without a secret. The secret is good, or raises."""
-        secrets = self.settings.webhook_secrets
-        if secrets is None:
-            return None
-        secrets.read_all()
-        return Receiver(
-            self.ledger, secrets.read_all, clock=now, heed=functools.partial(daemon.wake, "heed")
-        )
-
-    @asynccontextmanager
-    async def _listening(self, daemon: Daemon, health: Health) -> AsyncIterator[None]:
-        """Serve health, metrics and API while inside, if anywhere."""
-        address = self.settings.http.address
-        if address is None:
-            yield
-            return
-        async with AsyncExitStack() as served:
-            reader = CertificateReader(self.settings.storage.path)
-            served.push_async_callback(reader.close)
-            # Connections of its own: who asks much must not keep the harvest from reading.
-            reading = Database(self.settings.database.path, readonly=True)
-            served.push_async_callback(reading.close)
-            webhooks = self._webhooks(daemon)
-            metrics = self.metrics(daemon, health, reading, webhooks)
-            served.push_async_callback(metrics.close)
-            await metrics.begin()
-            api = Api(
-                reading,
-                self.ledger,
-                self.tracker,
-                reader,
-                path_of=self.archive.path,
-                clock=now,
-                wake=daemon.wake,
-            )
-            token = self.settings.http_token
-            site = make_site(
-                health,
-                metrics,
-                api.app(None if token is None else token.read),
-                () if webhooks is None else webhooks.routes(),
-            )
-            try:
-                port = await served.enter_async_context(serve_listener(site, *address))
-            except OSError as error:
-                reason = f"cannot listen on {address}: {error.strerror}"
-                if "listen" in self.settings.http.model_fields_set:
-                    raise ConfigurationError(f"http.listen: {reason}") from error
-                # Nobody chose this address, so its being taken must not stop the harvest.
-                log.warning("not listening", reason=reason)
-            else:
-                log.info("listening", address=str(address._replace(port=port)))
-            yield
 
 
 @asynccontextmanager

@@ -112,8 +112,8 @@ class Metrics(Collector):
     ``refresh`` before each scrape: it reads the ledger, by ``reading``, unless it did so a moment
     ago.
     ``requests`` counts by endpoint and outcome, ``free_bytes`` measures the archive's disk,
-    ``ready`` checks what the work needs, ``lag`` is None outside of the service, ``webhooks`` counts
-    what came of them by outcome, None where none are taken.
+    ``ready`` checks what the work needs, ``lag`` is None outside of the service, ``webhooks``
+    counts what came of them by outcome, None where none are taken.
     """
 
     def __init__(

@@ -131,8 +131,9 @@ async def _follow(harvest: Harvest, stop: Stop) -> bool:
     """Run the daemon until all is done; True when somebody interrupted it."""
     from harvester.app import now
     from harvester.ledger.queries import summarise
+    from harvester.service import serve
 
-    daemon = asyncio.create_task(harvest.run_daemon(), name="daemon")
+    daemon = asyncio.create_task(serve(harvest), name="daemon")
     deadline = time.monotonic() + _PATIENCE
     with _view() as show:
         while not daemon.done() and time.monotonic() < deadline:

@@ -9,7 +9,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ from harvester.cli.output import (
 from harvester.cli.process import forbid_dumps
 
 if TYPE_CHECKING:
+    from harvester.app import Harvest
     from harvester.domain.records import OrderFilter
     from harvester.harvest.drain import DrainReport
     from harvester.harvest.stopping import Stop
@@ -53,6 +55,7 @@ class _DrainOptions:
     dry_run: bool
     wait: timedelta | None
     report: Path | None
+    metrics: Path | None
     json_output: bool
 
     def given(self) -> list[str]:
@@ -80,6 +83,12 @@ class _DrainOptions:
     metavar="FILE",
     help="Write a JSON report of the drain.",
 )
+@click.option(
+    "--metrics",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write Prometheus metrics of the drain, as node_exporter reads them.",
+)
 @as_json
 def run(context: Context, drain: bool, **options: object) -> None:
     """Follow orders and file certificates until SIGTERM or SIGINT; or once over with --drain."""
@@ -91,8 +100,9 @@ def run(context: Context, drain: bool, **options: object) -> None:
         forbid_dumps()
         _run_daemon(context)
         return
-    if chosen.report is not None and not os.access(chosen.report.absolute().parent, os.W_OK):
-        raise click.UsageError(f"--report {chosen.report}: no file can be written there")
+    for name, file in (("--report", chosen.report), ("--metrics", chosen.metrics)):
+        if file is not None and not os.access(file.absolute().parent, os.W_OK):
+            raise click.UsageError(f"{name} {file}: no file can be written there")
     # On a terminal the progress line takes the place of a line per order.
     quiet = sys.stderr.isatty() and context.settings.log.level == "info"
     context.configure_logs("warning" if quiet else None)
@@ -134,6 +144,7 @@ async def _daemon(
     from harvester.app import open_harvest
     from harvester.cli.reload import Reload
     from harvester.harvest.watchdog import Watchdog
+    from harvester.service import serve
 
     for name in _LATE:
         importlib.import_module(name)
@@ -145,7 +156,7 @@ async def _daemon(
     try:
         async with open_harvest(context.settings, stop, "run") as harvest:
             reload.harvest = harvest
-            await harvest.run_daemon()
+            await serve(harvest)
         watchdog.leave(DONE)
     except BaseException as error:
         watchdog.leave(exit_code_of(error))
@@ -175,7 +186,8 @@ async def _drain(context: Context, options: _DrainOptions) -> int:
             work = harvest.drain(dry_run=options.dry_run, progress=progress).run(
                 _scope(options), options.wait
             )
-            report = await _until_urged(work, stop)
+            async with _measured(harvest, options.metrics):
+                report = await _until_urged(work, stop)
     if report is None:
         notice("interrupted; run it again to go on where it was")
         watchdog.leave(INTERRUPTED)
@@ -185,6 +197,23 @@ async def _drain(context: Context, options: _DrainOptions) -> int:
     _tell(report, options, code)
     watchdog.leave(code)
     return code
+
+
+@asynccontextmanager
+async def _measured(harvest: Harvest, file: Path | None) -> AsyncIterator[None]:
+    """Write metrics of what happens inside to a file, if one was asked for."""
+    if file is None:
+        yield
+        return
+    from harvester.service import metrics_of
+
+    metrics = metrics_of(harvest)
+    await metrics.begin()
+    yield
+    try:
+        await metrics.write(file)
+    except OSError as error:
+        raise click.ClickException(f"--metrics {file}: {error.strerror}") from error
 
 
 async def _until_urged(work: Coroutine[Any, Any, DrainReport], stop: Stop) -> DrainReport | None:

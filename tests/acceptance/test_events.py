@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class Billing:
         return ran.rows()
 
 
+def is_told_of(receiver: Receiver, status: str) -> bool:
+    return any(event["data"]["status"] == status for event in receiver.taken)
+
+
 def types(receiver: Receiver) -> list[str]:
     return [event["type"] for event in receiver.taken]
 
@@ -112,6 +117,24 @@ async def test_a_daemon_tells_of_an_order_up_to_its_stored_certificate(tmp_path:
         assert await billing.events("--undelivered") == []
         assert [one["seq"] for one in await billing.events("--after", "1")] == [2, 3]
         assert secret.removeprefix("whsec_") not in ended.err
+
+
+async def test_what_hangs_does_not_keep_the_daemon_from_telling_others(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    async with a_lune() as lune, receiving() as receiver:
+        billing = Billing(tmp_path, lune)
+        await billing.tell(receiver)
+        waiting = f"touch {tmp_path}/begun; while [ ! -e {go} ]; do sleep 0.05; done"
+        billing.add("hooks", name="hanging", command=["/bin/sh", "-c", waiting], timeout="5m")
+        async with billing.home.daemon() as daemon:
+            order = lune.create_order("placed", hold=True)
+            await until((tmp_path / "begun").exists)
+            for status in ("paid", "retiring"):
+                lune.move_order(order.id, status)
+                await until(partial(is_told_of, receiver, status))
+            go.touch()
+            ended = await daemon.end()
+        assert ended.code == DONE, ended.err
 
 
 async def test_a_drain_tells_at_its_end(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ ACCOUNTS = 1_000
 _SMALL = (2_000, 20)
 _TIMES = 5
 _PATIENCE = 120.0
+_GLANCING = 0.5  # seconds between looks whether a command still runs
 _SAMPLE = 10_000
 _LONGEST_EXPORT = 300.0
 
@@ -74,6 +75,7 @@ def measure(
     place = nullcontext(str(folder)) if folder else TemporaryDirectory(prefix="harvester-bench-")
     with place as name:
         home = Installation(Path(name))
+        (home.archive / ".incoming").mkdir()  # what makes an empty folder an archive
         ledger = make_large_ledger(home.ledger, orders, accounts)
         times = 1 if small else _TIMES
         return [
@@ -143,7 +145,7 @@ def _starts(home: Installation, times: int) -> Iterator[Row]:
 def _start(home: Installation, *command: str) -> Timed:
     """Start a command and kill it when it connects to Lune; return what it took until then."""
     with socket.create_server(("127.0.0.1", 0)) as lune:
-        lune.settimeout(_PATIENCE)
+        lune.settimeout(_GLANCING)
         port = lune.getsockname()[1]
         home.configure(lune__base_url=f"http://127.0.0.1:{port}/v1")
         began = time.monotonic()
@@ -155,8 +157,11 @@ def _start(home: Installation, *command: str) -> Timed:
             stderr=subprocess.DEVNULL,
         )
         try:
-            lune.accept()[0].close()
-            return Timed(time.monotonic() - began, glance(process.pid).cpu)
+            while process.poll() is None and time.monotonic() - began < _PATIENCE:
+                with suppress(TimeoutError):
+                    lune.accept()[0].close()
+                    return Timed(time.monotonic() - began, glance(process.pid).cpu)
+            raise TimeoutError(f"{command}: connects to nothing, and left with {process.poll()}")
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()

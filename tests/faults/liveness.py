@@ -31,6 +31,7 @@ from harvester.app import open_harvest
 from harvester.harvest.stopping import Stop
 from harvester.lune import Pacer
 from harvester.sandbox import Sandbox, SandboxOptions
+from harvester.service import serve
 from harvester.settings import load
 from tests.acceptance.harness import Home, until
 from tests.faults.scene import Scene
@@ -130,7 +131,7 @@ async def _be_measured(config: Path) -> Lags:
     stop = Stop()
     logs.configure("info", "json")
     async with open_harvest(load(config), stop, "liveness") as harvest:
-        running = asyncio.create_task(harvest.run_daemon(), name="daemon")
+        running = asyncio.create_task(serve(harvest), name="daemon")
         print("open", flush=True)  # noqa: T201 - the other process waits for it
         await asyncio.to_thread(sys.stdin.readline)
         looking = asyncio.create_task(_look(stop), name="looking")

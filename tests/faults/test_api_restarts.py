@@ -13,6 +13,7 @@ import pytest
 
 from harvester.domain.errors import ConfigurationError, KeyRefused
 from harvester.sandbox import Sandbox, SandboxOptions
+from harvester.service import serve
 from tests.acceptance.harness import events, until
 from tests.faults.catalogue import fault
 from tests.faults.quick import chain, quick, summary
@@ -67,7 +68,7 @@ async def test_a_live_key_is_refused_on_a_ledger_of_test_orders(scene: Scene) ->
         assert "live key, but this ledger holds test orders" in ran.err
         async with scene.open() as harvest:
             with pytest.raises(ConfigurationError, match="live key"):
-                await harvest.run_daemon()
+                await serve(harvest)
         assert scene.wire.count("orders") == listed
 
 
@@ -132,7 +133,7 @@ async def test_a_sweep_that_takes_longer_than_the_interval_is_never_doubled(scen
 
     scene.wire.script(slow, "orders", times=math.inf)
     async with scene.open() as harvest:
-        daemon = asyncio.create_task(harvest.run_daemon())
+        daemon = asyncio.create_task(serve(harvest))
         await until(lambda: scene.wire.count("orders") >= 6)
         harvest.stop.request()
         await daemon

@@ -19,6 +19,7 @@ from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.stopping import Stop
 from harvester.ledger.queries import summarise
 from harvester.sandbox import Sandbox
+from harvester.service import serve
 from tests.integration.conftest import OpenHarvest
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,7 +45,7 @@ async def test_new_orders_are_found_followed_and_filed_without_being_asked(
 ) -> None:
     order = sandbox.create_order("paid", hold=True)
     async with opened(**FAST) as harvest:
-        daemon = asyncio.create_task(harvest.run_daemon())
+        daemon = asyncio.create_task(serve(harvest))
         sandbox.move_order(order.id, "complete")
         await until(stored(harvest, 1))
         sandbox.create_order("complete", account_id=sandbox.accounts[1].id, hold=True)
@@ -59,7 +60,7 @@ async def test_a_refused_key_is_said_once_and_not_asked_with_again(
     sandbox.create_order("complete", hold=True)
     async with opened(**FAST) as harvest:
         with structlog.testing.capture_logs() as lines:
-            daemon = asyncio.create_task(harvest.run_daemon())
+            daemon = asyncio.create_task(serve(harvest))
             await until(stored(harvest, 1))
             sandbox.faults.add("revoked-key")
             sandbox.journal.clear()

@@ -10,6 +10,7 @@ from harvester.app import now
 from harvester.domain.purchases import Purchase, by_estimate, by_mass, by_value
 from harvester.ledger.queries import find_orders
 from harvester.sandbox import Sandbox
+from harvester.service import serve
 from tests.integration.conftest import OpenHarvest
 
 MASS = by_mass("259.11", "kg")
@@ -40,7 +41,7 @@ async def test_a_suspended_account_with_an_open_order_does_not_stop_the_daemons_
         await harvest.book.accounts()
         await harvest.ledger.record_intention(client.id, "K", MASS, now())
         sandbox.faults.add(f"suspended-account={client.id}")
-        daemon = asyncio.create_task(harvest.run_daemon())
+        daemon = asyncio.create_task(serve(harvest))
         try:
             async with asyncio.timeout(10):
                 while not await find_orders(harvest.database, order.id):  # noqa: ASYNC110 - no bell

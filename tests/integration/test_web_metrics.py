@@ -20,6 +20,7 @@ from harvester.domain.errors import KeyRefused, NotFound
 from harvester.ledger.figures import last_sweep
 from harvester.lune.outcomes import Outcomes
 from harvester.sandbox import Sandbox
+from harvester.service import metrics_of
 from tests.integration.conftest import OpenHarvest
 from tests.integration.web_service import Service, serving
 from tests.needs import need
@@ -100,7 +101,7 @@ async def test_a_second_scrape_at_once_reads_no_ledger(
     opened: OpenHarvest, sandbox: Sandbox
 ) -> None:
     async with opened() as harvest:
-        metrics = harvest.metrics()
+        metrics = metrics_of(harvest)
         await metrics.refresh()
         sandbox.create_order("paid", hold=True)
         await harvest.drain().run()
@@ -116,7 +117,7 @@ async def test_a_drain_writes_its_metrics_whole_for_the_textfile_collector(
     file = tmp_path / "harvester.prom"
     file.write_text("what was there before\n")
     async with opened() as harvest:
-        metrics = harvest.metrics()
+        metrics = metrics_of(harvest)
         await metrics.begin()
         await harvest.drain().run()
         await metrics.write(file)

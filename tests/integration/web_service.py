@@ -15,6 +15,7 @@ import structlog
 from harvester.app import Harvest, open_harvest
 from harvester.harvest.stopping import Stop
 from harvester.sandbox import Sandbox
+from harvester.service import serve
 from harvester.settings import Settings
 from tests.integration.conftest import settings_for
 
@@ -79,7 +80,7 @@ async def serving(
     stop = Stop()
     with structlog.testing.capture_logs() as lines:
         async with open_harvest(settings, stop, "test") as opened:
-            daemon = asyncio.create_task(opened.run_daemon())
+            daemon = asyncio.create_task(serve(opened))
             try:
                 async with asyncio.timeout(20):
                     while not (told := [one for one in lines if one["event"] == "listening"]):
