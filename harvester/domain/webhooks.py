@@ -145,7 +145,7 @@ class Subscription:
 
 
 class WebhookLedger(Protocol):
-    """The part of the ledger that webhooks need, see :class:`harvester.domain.ports.Ledger`."""
+    """The part of the ledger that webhooks need, see :class:`harvester.domain.ledger.Ledger`."""
 
     async def record_deliveries(self, deliveries: Sequence[Delivery]) -> Heard:
         """Record what webhooks brought and make the orders they are about due now.

@@ -9,8 +9,9 @@ import structlog
 
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import AccountRefused, ConfigurationError
+from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account
-from harvester.domain.ports import Ledger, Lune
+from harvester.domain.ports import Lune
 
 log = structlog.get_logger()
 

@@ -24,9 +24,10 @@ from harvester.domain.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from harvester.domain.ledger import Ledger
 from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import Account, CertificateBody, CertificateState
-from harvester.domain.ports import Archive, Ledger, Lune, Naming
+from harvester.domain.ports import Archive, Lune, Naming
 from harvester.domain.records import EVERYTHING, KnownOrder, OrderFilter
 from harvester.harvest.filing import MOST_VERSIONS, Filer
 from harvester.harvest.reports import CollectReport

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 import structlog
 
 from harvester.domain.errors import KeyRefused, LuneError
+from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account
-from harvester.domain.ports import Ledger
 from harvester.domain.records import EVERYTHING, MissingCertificate, OpenOrder, OrderFilter
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.announce import Announcer, AnnounceReport

@@ -16,9 +16,10 @@ from datetime import datetime
 import structlog
 
 from harvester.domain.errors import HarvesterError, StorageUnavailable
+from harvester.domain.ledger import Ledger
 from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import CertificateBody, CertificateKind, StoredFile
-from harvester.domain.ports import Archive, Ledger, Naming
+from harvester.domain.ports import Archive, Naming
 from harvester.domain.records import KnownCertificate, KnownOrder, NewCertificate
 
 log = structlog.get_logger()

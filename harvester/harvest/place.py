@@ -26,8 +26,9 @@ from harvester.domain.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account, Order, OrderPage, Source
-from harvester.domain.ports import Ledger, Lune
+from harvester.domain.ports import Lune
 from harvester.domain.purchases import Purchase
 from harvester.domain.records import Intention
 from harvester.harvest.reading import tell

@@ -18,8 +18,9 @@ from harvester.domain.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account, OrderPage, Source
-from harvester.domain.ports import Ledger, Lune
+from harvester.domain.ports import Lune
 from harvester.domain.records import Recorded, SweepMark
 from harvester.domain.urgency import Urgency
 from harvester.harvest.reports import SweepReport

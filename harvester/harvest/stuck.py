@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from harvester.domain.ports import Ledger
+from harvester.domain.ledger import Ledger
 from harvester.domain.stuck import STAYS, bounds
 
 log = structlog.get_logger()

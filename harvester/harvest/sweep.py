@@ -13,9 +13,10 @@ import structlog
 
 from harvester.domain.cadence import Cadence, learn_weights, worth_within
 from harvester.domain.errors import AccountRefused, HarvesterError, KeyRefused, LuneError
+from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account, Source
 from harvester.domain.planning import plan_account
-from harvester.domain.ports import Ledger, Lune
+from harvester.domain.ports import Lune
 from harvester.domain.records import EVERYTHING, OrderFilter, Recorded
 from harvester.domain.webhooks import TRUSTED
 from harvester.harvest.reading import Listing, Reader

@@ -10,8 +10,9 @@ import structlog
 
 from harvester.domain.cadence import Cadence
 from harvester.domain.errors import KeyRefused, LuneError, NotFound
+from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account, Order, OrderPage, Source, is_identifier
-from harvester.domain.ports import Ledger, Lune
+from harvester.domain.ports import Lune
 from harvester.domain.urgency import Urgency
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.reading import tell

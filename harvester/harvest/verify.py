@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from harvester.domain.ports import Archive, Ledger
+from harvester.domain.ledger import Ledger
+from harvester.domain.ports import Archive
 
 _BATCH = 500
 

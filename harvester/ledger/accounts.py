@@ -20,7 +20,7 @@ from harvester.ledger.tables import accounts
 
 
 class AccountRecords:
-    """The account part of :class:`harvester.domain.ports.Ledger`."""
+    """The account part of :class:`harvester.domain.ledger.Ledger`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

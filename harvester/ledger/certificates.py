@@ -66,7 +66,7 @@ _STORED = (
 
 
 class CertificateRecords:
-    """The certificate part of :class:`harvester.domain.ports.Ledger`."""
+    """The certificate part of :class:`harvester.domain.ledger.Ledger`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

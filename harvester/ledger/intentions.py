@@ -17,7 +17,7 @@ from harvester.ledger.tables import intentions
 
 
 class IntentionRecords:
-    """The intention part of :class:`harvester.domain.ports.Ledger`."""
+    """The intention part of :class:`harvester.domain.ledger.Ledger`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

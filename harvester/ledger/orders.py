@@ -23,7 +23,7 @@ _NEWEST = 200
 
 
 class OrderRecords:
-    """The order part of :class:`harvester.domain.ports.Ledger`."""
+    """The order part of :class:`harvester.domain.ledger.Ledger`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -13,4 +13,4 @@ from harvester.ledger.webhooks import WebhookRecords
 class SqlLedger(
     AccountRecords, OrderRecords, CertificateRecords, IntentionRecords, StuckRecords, WebhookRecords
 ):
-    """The :class:`harvester.domain.ports.Ledger` on one database."""
+    """The :class:`harvester.domain.ledger.Ledger` on one database."""

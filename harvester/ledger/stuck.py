@@ -20,7 +20,7 @@ _MOST = 500
 
 
 class StuckRecords:
-    """The part of :class:`harvester.domain.ports.Ledger` about orders that do not move."""
+    """The part of :class:`harvester.domain.ledger.Ledger` about orders that do not move."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -49,7 +49,7 @@ _MOST_ASKED = 500
 
 
 class WebhookRecords:
-    """The webhook part of :class:`harvester.domain.ports.Ledger`."""
+    """The webhook part of :class:`harvester.domain.ledger.Ledger`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

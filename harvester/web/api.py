@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler
 from harvester import shapes
 from harvester.archive.reading import CertificateReader
 from harvester.domain.errors import AccountRefused, ConfigurationError
-from harvester.domain.ports import Ledger
+from harvester.domain.ledger import Ledger
 from harvester.domain.records import OrderFilter
 from harvester.harvest.track import Tracker
 from harvester.ledger.engine import Database

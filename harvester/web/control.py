@@ -20,7 +20,8 @@ from aiohttp import web
 
 from harvester.domain import errors
 from harvester.domain.errors import HarvesterError, LuneError
-from harvester.domain.ports import Archive, Ledger
+from harvester.domain.ledger import Ledger
+from harvester.domain.ports import Archive
 from harvester.domain.purchases import Purchase
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.announce import Announcer

@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from harvester.domain.errors import ConfigurationError, LedgerUnavailable
-from harvester.domain.ports import Ledger
+from harvester.domain.ledger import Ledger
 from harvester.domain.webhooks import PATH, Delivery, Heard
 from harvester.lune.delivery import read_events
 from harvester.lune.signatures import NotGenuineError, Signed, verify

@@ -30,7 +30,7 @@ from tests.bench.static_lune import KEY
 SECONDS = 60.0
 TIMES = 21
 _SMALL_SECONDS = 5.0
-_SMALL_TIMES = 3
+_SMALL_TIMES = 1
 _SETTLING = 3.0
 _PATIENCE = 60.0
 _ORDERS, _ACCOUNTS = 100, 2

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from harvester.domain.cadence import Cadence
+from harvester.domain.ledger import Ledger
 from harvester.domain.orders import (
     Account,
     CertificateKind,
@@ -18,7 +19,6 @@ from harvester.domain.orders import (
     Source,
     StoredFile,
 )
-from harvester.domain.ports import Ledger
 from harvester.domain.records import (
     KnownCertificate,
     KnownOrder,

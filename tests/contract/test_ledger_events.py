@@ -131,6 +131,16 @@ async def test_a_lost_file_that_was_had_again_is_told(kept: Kept) -> None:
     assert len(await told(kept, about="certificate.stored")) == 2
 
 
+async def test_a_later_version_supersedes_once_even_if_its_file_was_lost(kept: Kept) -> None:
+    await kept.see(order(status="complete"))
+    await kept.file(stored())
+    later = stored(2, key="acct/o1.v2.pdf", sha256="b" * 64)
+    await kept.file(later)
+    await kept.ledger.reopen_certificate("acct", "o1", 2, NOW)
+    await kept.file(later)
+    assert len(await told(kept, about="certificate.superseded")) == 1
+
+
 async def test_a_certificate_fails_once_until_it_was_had(kept: Kept) -> None:
     await kept.see(order(status="complete"))
     (due,) = await kept.due()
