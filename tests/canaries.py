@@ -29,6 +29,8 @@ SECRETS = {
 KEPT_IN = {
     "lune_api_key": "the file a key is read from",
     "webhook_secret": "the file a webhook secret is read from",
+    "options.py": "the sandbox's own source, where a test copies the package",
+    "sandbox.py": "the same, the command",
 }
 """Names of files that hold a secret on purpose, and why."""
 

@@ -15,9 +15,11 @@ DRAWN = re.compile(r"^    (?P<indent>[| ]*)\+-- (?P<name>\w+) +(?P<star>\*?)", r
 def drawn() -> dict[str, tuple[str, bool]]:
     """Return each error's parent and whether asking again can help, as the docstring says."""
     tree: dict[str, tuple[str, bool]] = {}
+    above = {0: "HarvesterError"}
     for line in DRAWN.finditer(errors.__doc__ or ""):
-        parent = "LuneError" if line["indent"] else "HarvesterError"
-        tree[line["name"]] = (parent, bool(line["star"]))
+        depth = len(line["indent"]) // 4
+        tree[line["name"]] = (above[depth], bool(line["star"]))
+        above[depth + 1] = line["name"]
     return tree
 
 
