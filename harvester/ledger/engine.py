@@ -95,8 +95,13 @@ class Database:
         """
         task = asyncio.create_task(self._transaction(work), name="ledger-write")
         self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        task.add_done_callback(self._forget)
         return await asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: a caller that was cancelled is not there to see it
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         if self._writer is None:

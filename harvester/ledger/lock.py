@@ -7,6 +7,7 @@ outside SQLite, since closing it would drop SQLite's own locks.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -71,8 +72,13 @@ class LedgerLock:
             command=self._command,
             since=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+        except OSError as error:
+            self._descriptor = None
+            os.close(descriptor)
+            raise LedgerUnavailable(f"{self._path}: {error.strerror}") from error
         return self
 
     def __exit__(
@@ -83,7 +89,8 @@ class LedgerLock:
     ) -> None:
         if self._descriptor is not None:
             # The file stays: unlinking it would let two processes lock two files of one name.
-            os.ftruncate(self._descriptor, 0)
+            with contextlib.suppress(OSError):  # who held it is asked only while it is held
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
 

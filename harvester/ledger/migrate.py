@@ -6,6 +6,7 @@ batch mode would delete child rows) and checked afterwards, in one transaction.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from contextlib import closing
@@ -109,7 +110,8 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     if before is not None:
         _refuse_newer(path, before)
         for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade cut short
-            left.unlink()
+            with contextlib.suppress(OSError):
+                left.unlink()
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         backup_path = path.with_name(f"{path.name}.before-{HEAD}-{stamp}")
         backup(path, backup_path)
@@ -197,7 +199,9 @@ def backup(path: Path, target: Path) -> None:
             closing(sqlite3.connect(partial)) as copy,
         ):
             source.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")
+            (mode,) = copy.execute("PRAGMA journal_mode = DELETE").fetchone()
+            if mode != "delete":  # SQLite does not raise when it cannot
+                raise LedgerUnavailable(f"{target}: the copy stays in {mode} mode")
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         os.link(partial, target)
@@ -205,7 +209,8 @@ def backup(path: Path, target: Path) -> None:
     except (sqlite3.Error, OSError) as error:
         raise LedgerUnavailable(f"{target}: no backup could be made: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what stays is removed by the next upgrade
+            partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
