@@ -100,7 +100,7 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     (``LedgerDamaged``; one too large to be read whole at every start is left to ``verify``).
     The caller holds the lock.
     """
-    _settle(path)
+    settle(path)
     before = current(path)
     if before is not None and path.stat().st_size <= _READ_WHOLE_AT_START:
         check_integrity(path)
@@ -124,8 +124,8 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     return before, backup_path
 
 
-def _settle(path: Path) -> None:
-    """Let SQLite roll back what a crash cut short: a reader may not."""
+def settle(path: Path) -> None:
+    """Let SQLite roll back what a crash cut short: a reader may not. The caller holds the lock."""
     if not path.with_name(f"{path.name}-journal").exists():
         return
     try:

@@ -150,7 +150,8 @@ class OrderRecords:
                     recent.c.id == transitions.c.order_id,
                 ),
             )
-            .order_by(transitions.c.account_id, transitions.c.order_id, transitions.c.seq)
+            # By the orders found, or every transition there is would be read.
+            .order_by(recent.c.account_id, recent.c.id, transitions.c.seq)
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()

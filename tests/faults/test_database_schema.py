@@ -54,6 +54,7 @@ async def test_an_upgrade_killed_at_any_call_leaves_the_old_ledger_or_the_new_on
         at = 1 + kill * (counted["calls"] - 1) // (KILLS - 1)
         ran, _ = await run_struck(scene, f"--at={at}", "--strike=KILL", arguments=("db", "upgrade"))
         assert ran.code == -9
+        migrate.settle(scene.home.ledger)  # as the next start does first
         revisions.add(migrate.current(scene.home.ledger))
         migrate.check_integrity(scene.home.ledger)
         for backup in scene.home.ledger.parent.glob("[!.]*.before-*"):

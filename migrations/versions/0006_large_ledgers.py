@@ -1,4 +1,4 @@
-"""What SQLite's planner should take the orders for: very many, few of them due or owed.
+"""Indexes for ledgers of very many orders, and what SQLite's planner should take the orders for.
 
 Without statistics it takes an index of few rows for one of all, and reads years of orders at every
 turn. Written down rather than counted (``ANALYZE``), so that plans are the same on every ledger.
@@ -17,11 +17,17 @@ _ROWS_AND_ROWS_PER_PREFIX = {
     "orders_listing": "1000000 200000 1",
     "orders_by_id": "1000000 1",
     "orders_by_key": "1000000 1",
+    "orders_newest": "1000000 1",
+    "orders_changed": "1000000 1",
+    "orders_states": "1000000 150000 100000",
     "sqlite_autoindex_orders_1": "1000000 200000 1",
 }
 
 
 def upgrade() -> None:
+    op.create_index("orders_newest", "orders", ["created_at"])
+    op.create_index("orders_changed", "orders", ["changed_at"])
+    op.create_index("orders_states", "orders", ["status", "certificate_state"])
     if op.get_bind().dialect.name != "sqlite":
         return
     op.execute("ANALYZE")  # makes the table
