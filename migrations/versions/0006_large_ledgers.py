@@ -33,4 +33,6 @@ def upgrade() -> None:
     op.execute("ANALYZE")  # makes the table
     op.execute("DELETE FROM sqlite_stat1")
     for index, stat in _ROWS_AND_ROWS_PER_PREFIX.items():
-        op.execute(f"INSERT INTO sqlite_stat1 VALUES ('orders', '{index}', '{stat}')")  # noqa: S608 - constants
+        op.get_bind().exec_driver_sql(
+            "INSERT INTO sqlite_stat1 VALUES ('orders', ?, ?)", (index, stat)
+        )
