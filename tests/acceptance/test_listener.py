@@ -104,7 +104,8 @@ async def test_a_chosen_address_that_is_taken_is_refused_and_the_default_one_is_
 
 async def test_a_token_that_cannot_be_read_ends_the_daemon(tmp_path: Path) -> None:
     async with a_lune() as lune:
-        home = Home(tmp_path, lune, http__token_file=str(tmp_path / "none"))
+        listen = f"127.0.0.1:{free_port()}"
+        home = Home(tmp_path, lune, http__listen=listen, http__token_file=str(tmp_path / "none"))
         ran = await home.run("run")
     assert ran.code == CONFIGURATION
     assert "http.token_file" in ran.err
