@@ -48,13 +48,21 @@ class Backlog:
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes] = queue.Queue(most)
         self._told = 0
+        self._notice = b""
         self.dropped = 0
-        threading.Thread(target=self._pass_on, name="log", daemon=True).start()
+        self._thread = threading.Thread(target=self._pass_on, name="log", daemon=True)
+        self._thread.start()
 
     def write(self, text: str, /) -> int:
         """Take a text, or drop it."""
+        line = text.encode("utf-8", "backslashreplace")
+        if threading.current_thread() is self._thread:
+            # Its own notice: kept for the thread to write once the logging locks are free, since
+            # in the queue it might not fit, and the count that it holds would be lost.
+            self._notice = line
+            return len(text)
         try:
-            self._lines.put_nowait(text.encode("utf-8", "backslashreplace"))
+            self._lines.put_nowait(line)
         except queue.Full:
             self.dropped += 1
         return len(text)
@@ -78,10 +86,9 @@ class Backlog:
             line = self._lines.get()
             try:
                 self._write(line)
+                self._tell_dropped()
             except OSError:
                 self.dropped += 1
-            else:
-                self._tell_dropped()
             finally:
                 self._lines.task_done()
 
@@ -92,8 +99,10 @@ class Backlog:
     def _tell_dropped(self) -> None:
         missing = self.dropped - self._told
         if missing:
-            self._told = self.dropped
             structlog.get_logger().warning("log lines dropped", lines=missing)
+            self._write(self._notice)
+            self._notice = b""
+            self._told += missing
 
 
 def configure(level: str, form: str, stream: Stream | None = None) -> None:
