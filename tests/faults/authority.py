@@ -37,8 +37,19 @@ class Authority:
         self._key = folder / "authority.key"
         (folder / "index.txt").touch()
         (folder / "ca.cnf").write_text(_CONFIG.format(folder=folder))
-        _openssl("req", "-x509", *_EC, "-subj", "/CN=A test's own authority", "-days", "30",
-                 "-keyout", self._key, "-out", self.file)  # fmt: skip
+        _openssl(
+            "req",
+            "-x509",
+            *_EC,
+            "-subj",
+            "/CN=A test's own authority",
+            "-days",
+            "30",
+            "-keyout",
+            self._key,
+            "-out",
+            self.file,
+        )
 
     def server(
         self,
@@ -55,9 +66,27 @@ class Authority:
         extensions = self._folder / "server.ext"
         extensions.write_text(f"subjectAltName = {host}\n")
         _openssl("req", *_EC, "-subj", "/CN=server", "-keyout", key, "-out", request)
-        _openssl("ca", "-batch", "-notext", "-config", self._folder / "ca.cnf", "-in", request,
-                 "-cert", self.file, "-keyfile", self._key, "-extfile", extensions, "-out", chain,
-                 "-startdate", _instant(begins), "-enddate", _instant(ends))  # fmt: skip
+        _openssl(
+            "ca",
+            "-batch",
+            "-notext",
+            "-config",
+            self._folder / "ca.cnf",
+            "-in",
+            request,
+            "-cert",
+            self.file,
+            "-keyfile",
+            self._key,
+            "-extfile",
+            extensions,
+            "-out",
+            chain,
+            "-startdate",
+            _instant(begins),
+            "-enddate",
+            _instant(ends),
+        )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(chain, key)
         return context

@@ -101,8 +101,11 @@ async def test_a_pdf_that_does_harm_when_opened_is_kept_byte_by_byte_and_not_ope
     assert (await scene.drain()).unfinished == []
     await _assert_kept(scene, order.id, data)
     assert {seen.endpoint for seen in scene.wire.requests} <= {
-        "account", "accounts", "orders", "certificate",
-    }  # fmt: skip
+        "account",
+        "accounts",
+        "orders",
+        "certificate",
+    }
 
 
 @fault("P11")

@@ -27,8 +27,15 @@ def order(order_id: str, **more: Any) -> dict[str, Any]:
 
 
 def account(account_id: str, mode: str = "live", scope: str = "account") -> dict[str, Any]:
-    return {"id": account_id, "name": account_id, "type": mode, "scope": scope, "currency": "GBP",
-            "beneficiary": None, "organisation_id": "org"}  # fmt: skip
+    return {
+        "id": account_id,
+        "name": account_id,
+        "type": mode,
+        "scope": scope,
+        "currency": "GBP",
+        "beneficiary": None,
+        "organisation_id": "org",
+    }
 
 
 def page(rows: list[Any], cursor: str | None = None) -> dict[str, Any]:
@@ -104,10 +111,16 @@ async def test_another_order_than_the_one_asked_for_is_refused(
 
 @pytest.mark.parametrize(
     ("key", "segment"),
-    [("a/b", "a%2Fb"), ("..", "%2E%2E"), (".", "%2E"), ("%2F", "%252F"),
-     ("é ?#", "%C3%A9%20%3F%23"),
-     ("../../accounts/me", "..%2F..%2Faccounts%2Fme"), ("a;b=c+d", "a%3Bb%3Dc%2Bd")],
-)  # fmt: skip
+    [
+        ("a/b", "a%2Fb"),
+        ("..", "%2E%2E"),
+        (".", "%2E"),
+        ("%2F", "%252F"),
+        ("é ?#", "%C3%A9%20%3F%23"),
+        ("../../accounts/me", "..%2F..%2Faccounts%2Fme"),
+        ("a;b=c+d", "a%3Bb%3Dc%2Bd"),
+    ],
+)
 async def test_an_idempotency_key_is_one_segment_of_the_path(
     api: Served, lune: LuneClient, key: str, segment: str
 ) -> None:
@@ -165,8 +178,14 @@ async def test_a_single_order_over_the_cap_is_given_up(api: Served, fast: FastTi
         with pytest.raises(errors.UnexpectedAnswer, match="too large"):
             await lune.fetch_orders(OWN)
     assert [request.query["limit"] for request in api.requests] == [
-        "100", "50", "25", "12", "6", "3", "1",
-    ]  # fmt: skip
+        "100",
+        "50",
+        "25",
+        "12",
+        "6",
+        "3",
+        "1",
+    ]
 
 
 async def test_all_accounts_of_the_keys_mode_are_listed(api: Served, lune: LuneClient) -> None:
@@ -257,10 +276,20 @@ async def test_the_server_never_sees_more_than_the_rate_in_any_second(api: Serve
 
 @pytest.mark.parametrize(
     "base_url",
-    ["http://api.lune.co/v1", "ftp://127.0.0.1/v1", "https://", "api.lune.co/v1", "file:///etc",
-     "https://user:secret@api.lune.co/v1", "https://api.lune.co/v1?a=b", "http://127.0.0.1:99999/",
-     "https://api.lune.co/v1#part", "http://127.0.0.1.example.com/v1", ""],
-)  # fmt: skip
+    [
+        "http://api.lune.co/v1",
+        "ftp://127.0.0.1/v1",
+        "https://",
+        "api.lune.co/v1",
+        "file:///etc",
+        "https://user:secret@api.lune.co/v1",
+        "https://api.lune.co/v1?a=b",
+        "http://127.0.0.1:99999/",
+        "https://api.lune.co/v1#part",
+        "http://127.0.0.1.example.com/v1",
+        "",
+    ],
+)
 def test_an_address_the_key_must_not_go_to_is_refused(base_url: str) -> None:
     with pytest.raises(errors.ConfigurationError, match="base_url") as caught:
         LuneClient(base_url, lambda: KEY, Pacer(1))

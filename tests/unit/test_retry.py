@@ -144,12 +144,23 @@ async def test_each_retry_is_logged_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
-        (None, None), ("3", 3.0), ("0", 0.0), (" 7 ", 7.0), ("1000000000", 300.0), ("-1", None),
-        ("abc", None), ("", None), ("nan", None), ("inf", None), ("1, 2", None),
-        ("Tue, 14 Nov 2023 22:14:20 GMT", 60.0), ("Tue, 14 Nov 2023 22:12:20 GMT", None),
-        ("Wed, 14 Nov 2029 22:14:20 GMT", 300.0), ("Tue, 99 Nov 2023 22:14:20 GMT", None),
+        (None, None),
+        ("3", 3.0),
+        ("0", 0.0),
+        (" 7 ", 7.0),
+        ("1000000000", 300.0),
+        ("-1", None),
+        ("abc", None),
+        ("", None),
+        ("nan", None),
+        ("inf", None),
+        ("1, 2", None),
+        ("Tue, 14 Nov 2023 22:14:20 GMT", 60.0),
+        ("Tue, 14 Nov 2023 22:12:20 GMT", None),
+        ("Wed, 14 Nov 2029 22:14:20 GMT", 300.0),
+        ("Tue, 99 Nov 2023 22:14:20 GMT", None),
     ],
-)  # fmt: skip
+)
 def test_retry_after_is_read_clamped_and_junk_ignored(
     header: str | None, seconds: float | None
 ) -> None:

@@ -114,9 +114,22 @@ def test_amounts_are_exact_whether_text_or_numbers(literal: str, text: str) -> N
 
 @pytest.mark.parametrize(
     "literal",
-    ['"-1"', '"1,5"', '"1e5"', '""', '"\u0661"', "true", "[]", "-1", "1e999", "1e-999999999",
-     '"' + "9" * 65 + '"', "9" * 65, '"1\\n"'],
-)  # fmt: skip
+    [
+        '"-1"',
+        '"1,5"',
+        '"1e5"',
+        '""',
+        '"\u0661"',
+        "true",
+        "[]",
+        "-1",
+        "1e999",
+        "1e-999999999",
+        '"' + "9" * 65 + '"',
+        "9" * 65,
+        '"1\\n"',
+    ],
+)
 def test_an_amount_that_is_no_short_decimal_sets_the_order_aside(literal: str) -> None:
     text = json.dumps(ORDER | {"commission": None})
     row = load(text.replace('"commission": null', f'"commission": {literal}').encode())
@@ -128,15 +141,27 @@ def test_an_amount_that_is_no_short_decimal_sets_the_order_aside(literal: str) -
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("status", 5), ("status", ""), ("status", None), ("status", "x" * 65),
-        ("status", "pa\x1bid"), ("status", "paid\n"),
-        ("created_at", None), ("created_at", 1672844427), ("created_at", "2023-01-04"),
-        ("created_at", "2023-01-04T15:00:27"), ("created_at", "2023-13-04T15:00:27Z"),
-        ("created_at", "1969-12-31T23:59:59Z"), ("created_at", "9999-12-31T23:59:59-01:00"),
-        ("created_at", "0001-01-01T00:00:00+01:00"), ("created_at", "2023-W01-3T15:00:27Z"),
-        ("idempotency_key", 5), ("bundles", {}), ("projects", "none"), ("metadata", [1]),
+        ("status", 5),
+        ("status", ""),
+        ("status", None),
+        ("status", "x" * 65),
+        ("status", "pa\x1bid"),
+        ("status", "paid\n"),
+        ("created_at", None),
+        ("created_at", 1672844427),
+        ("created_at", "2023-01-04"),
+        ("created_at", "2023-01-04T15:00:27"),
+        ("created_at", "2023-13-04T15:00:27Z"),
+        ("created_at", "1969-12-31T23:59:59Z"),
+        ("created_at", "9999-12-31T23:59:59-01:00"),
+        ("created_at", "0001-01-01T00:00:00+01:00"),
+        ("created_at", "2023-W01-3T15:00:27Z"),
+        ("idempotency_key", 5),
+        ("bundles", {}),
+        ("projects", "none"),
+        ("metadata", [1]),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_field_is_named_and_its_value_is_not(field: str, value: Any) -> None:
     read = bad(**{field: value})
     assert read.reference == ORDER["id"]
@@ -147,9 +172,8 @@ def test_a_wrong_field_is_named_and_its_value_is_not(field: str, value: Any) -> 
 
 def test_every_problem_of_an_order_is_named() -> None:
     read = bad(status=5, created_at=5, quantity="x")
-    assert [part.partition(":")[0] for part in read.reason.split("; ")] == [
-        "status", "created_at", "quantity",
-    ]  # fmt: skip
+    named = [part.partition(":")[0] for part in read.reason.split("; ")]
+    assert named == ["status", "created_at", "quantity"]
 
 
 @pytest.mark.parametrize(
@@ -253,13 +277,22 @@ def test_what_is_not_a_page_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"", "not JSON"), (b"<html>", "not JSON"), (b'{"a":1', "not JSON"), (b"{} {}", "not JSON"),
-        (b"[" * 100_000, "nested too deep"), (b"9" * 5000, "not JSON"),
-        (b'{"a":1,"a":2}', "repeated key"), (b"[NaN]", "NaN"), (b"[-Infinity]", "NaN"),
-        (b'"\xff"', "not UTF-8"), (b"\xef\xbb\xbf{}", "not JSON"), ('"a"'.encode("utf-16"), "not"),
-        (b"1e99999999999999999999", "out of range"), (b'"a\nb"', "not JSON"),
+        (b"", "not JSON"),
+        (b"<html>", "not JSON"),
+        (b'{"a":1', "not JSON"),
+        (b"{} {}", "not JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"9" * 5000, "not JSON"),
+        (b'{"a":1,"a":2}', "repeated key"),
+        (b"[NaN]", "NaN"),
+        (b"[-Infinity]", "NaN"),
+        (b'"\xff"', "not UTF-8"),
+        (b"\xef\xbb\xbf{}", "not JSON"),
+        ('"a"'.encode("utf-16"), "not"),
+        (b"1e99999999999999999999", "out of range"),
+        (b'"a\nb"', "not JSON"),
     ],
-)  # fmt: skip
+)
 def test_json_that_two_readers_could_disagree_on_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(PayloadError, match=reason):
         load(body)
@@ -273,8 +306,15 @@ def test_an_account_is_read() -> None:
 
 
 def test_a_malformed_account_is_left_out_with_a_reason() -> None:
-    body = page([ACCOUNT, ACCOUNT | {"id": "a/b"}, ACCOUNT | {"type": None}, 5,
-                 ACCOUNT | {"name": "secret", "beneficiary": 7}])  # fmt: skip
+    body = page(
+        [
+            ACCOUNT,
+            ACCOUNT | {"id": "a/b"},
+            ACCOUNT | {"type": None},
+            5,
+            ACCOUNT | {"name": "secret", "beneficiary": 7},
+        ]
+    )
     read = read_account_page(body)
     assert [account.id for account in read.accounts] == [ACCOUNT["id"]]
     assert len(read.skipped) == 4
