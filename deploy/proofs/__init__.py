@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from proofs.steps import Proof
 
-PROOFS = ("systemd", "docker", "backfill")
+PROOFS = ("systemd", "docker", "backfill", "upgrade")
 
 
 def main(arguments: Sequence[str]) -> int:

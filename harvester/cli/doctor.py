@@ -81,7 +81,7 @@ async def _checks(context: Context) -> AsyncIterator[Check]:
     if key.level != "fail":
         async for check in _lune(settings):
             yield check
-    yield _ledger(settings)
+    yield await _ledger(settings)
     yield _sqlite()
     async for check in _archive(settings):
         yield check
@@ -166,7 +166,7 @@ def _clock(offset: float) -> Check:
     return Check("clock", "ok", text)
 
 
-def _ledger(settings: Settings) -> Check:
+async def _ledger(settings: Settings) -> Check:
     from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
     from harvester.ledger.lock import holder_of
@@ -177,7 +177,7 @@ def _ledger(settings: Settings) -> Check:
         refuse_shared_disk(path)
         revision = migrate.current(path)
         if revision is None:
-            return _future_ledger(path)
+            return await _future_ledger(path, settings.storage.path)
         if revision != migrate.HEAD:
             migrate.require_current(path)
         migrate.check_integrity(path)
@@ -187,11 +187,32 @@ def _ledger(settings: Settings) -> Check:
     return Check("ledger", "ok", f"{path}: schema {revision}, held by {holder or 'nobody'}")
 
 
-def _future_ledger(path: Path) -> Check:
+async def _future_ledger(path: Path, archive: Path) -> Check:
     problem = _cannot_be_made(path)
     if problem is not None:
         return Check("ledger", "fail", problem, CONFIGURATION)
+    if await _holds_certificates(archive):
+        text = (
+            f"{path}: none, but {archive} holds certificates; if it was lost, put a `db backup` "
+            "back, or let `harvester run --drain` build it anew from Lune and those files"
+        )
+        return Check("ledger", "warning", text)
     return Check("ledger", "ok", f"{path}: none yet; `harvester run` makes it")
+
+
+async def _holds_certificates(path: Path) -> bool:
+    from harvester.archive.directory import DirectoryArchive
+    from harvester.domain.errors import StorageUnavailable
+
+    archive = DirectoryArchive(path)
+    try:
+        async for _ in archive.keys():
+            return True
+    except StorageUnavailable:
+        pass  # there is none yet; what is wrong with one that is there has a line of its own
+    finally:
+        await archive.close()
+    return False
 
 
 def _sqlite() -> Check:

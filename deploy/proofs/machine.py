@@ -1,0 +1,215 @@
+"""A folder in a machine's place, and a sandbox in Lune's: what needs no more than processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from proofs.steps import Proof, fail, run, until
+
+_ENDS = ("complete", "cancelled", "failed")
+_ENDED = 45.0
+_SHOWN = 2000
+
+
+class Lune:
+    """The sandbox of an installed harvester, on a port of its own, until the proof ends."""
+
+    def __init__(self, proof: Proof, program: Path, *options: str) -> None:
+        self.key = f"key-{secrets.token_hex(24)}"
+        log = proof.folder / "sandbox.log"
+        command: list[str | Path] = [program, "sandbox", "--port", "0", "--key", self.key, *options]
+        start(proof, command, log)
+        until(lambda: "config.toml" in log.read_text("utf-8"), "the sandbox")
+        introduction = log.read_text("utf-8")
+        (self.base_url,) = re.findall(r'^base_url = "(.+)"$', introduction, re.MULTILINE)
+        self.accounts = re.findall(r"^  (\w{32})  ", introduction, re.MULTILINE)
+
+
+class Machine:
+    """What a machine has of the harvester: programs, configuration, ledger and certificates."""
+
+    def __init__(self, proof: Proof, name: str, programs: Path, lune: Lune) -> None:
+        self._proof = proof
+        self._root = proof.folder / name
+        self._programs = programs
+        self._service: subprocess.Popen[bytes] | None = None
+        self.log = self._root / "harvester.log"
+        self.state = self._root / "lib" / "harvester"
+        self.ledger = self.state / "harvester.db"
+        self.archive = self.state / "certificates"
+        self.backups = self._root / "backups"
+        self.backups.mkdir(parents=True)
+        self.log.touch()
+        key = self._root / "lune_api_key"
+        key.touch(0o600)
+        key.write_text(lune.key)
+        self.configure(lune.base_url, key)
+
+    def configure(self, base_url: str, key: Path, **changed: object) -> None:
+        """Write the configuration; ``changed`` are settings of ``[harvest]``."""
+        often = {"sweep_interval": "1s", "longest_interval": "5s"} | changed
+        sections: dict[str, dict[str, object]] = {
+            "lune": {
+                "base_url": base_url,
+                "api_key_file": str(key),
+                "accounts": ["all"],
+                "rate_limit": 500,
+            },
+            "database": {"url": f"sqlite:///{self.ledger}"},
+            "storage": {"url": self.archive.as_uri()},
+            "harvest": often,
+            "http": {"listen": ""},
+        }
+        text: list[str] = []
+        for name, keys in sections.items():
+            text += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
+        (self._root / "config.toml").write_text("\n".join(text) + "\n", "utf-8")
+
+    @property
+    def program(self) -> Path:
+        """The installed command."""
+        return self._programs / "bin" / "harvester"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What commands run with: a scheduler's bare one, and where the configuration is."""
+        return {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(self._root)} | {
+            "HARVESTER_CONFIG": str(self._root / "config.toml")
+        }
+
+    def harvester(self, *words: str, exits: int = 0, stdin: str = "") -> str:
+        """Run a command of the harvester; return its stdout."""
+        return run(
+            self.program, *words, exits=exits, env=self.environment, cwd=self._root, input=stdin
+        )
+
+    def follow(self, commands: Sequence[str], checkout: Path) -> str:
+        """Run documented commands, as they stand, in a checkout; return what they print."""
+        return "".join(self._run(line, checkout) for line in commands)
+
+    def _run(self, line: str, checkout: Path) -> str:
+        match line.split():
+            case ["sudo", "systemctl", verb, "harvester"]:
+                if verb in {"stop", "restart"}:
+                    self.stop()
+                if verb in {"start", "restart"}:
+                    self.start()
+                return ""
+        for there, here in (
+            ("/opt/harvester", self._programs),
+            ("/var/lib/harvester", self.state),
+            ("/var/backups", self.backups),
+        ):
+            line = line.replace(there, str(here))
+        as_root = 'sudo() { "$@"; }; ' + line
+        return run("bash", "-euc", as_root, env=self.environment | _package_index(), cwd=checkout)
+
+    def start(self) -> None:
+        """Start the service and wait until it works."""
+        before = self._logged("started")
+        service = start(self._proof, [self.program, "run"], self.log, self.environment)
+        until(lambda: self._logged("started") > before or service.poll() is not None, "the start")
+        if service.poll() is not None:
+            fail(f"it ended with {service.returncode}: {self.log.read_text('utf-8')[-_SHOWN:]}")
+        self._service = service
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the service a signal; return how it ended."""
+        if self._service is None:
+            fail("nothing runs that could be stopped")
+        self._service.send_signal(number)
+        return self._service.wait(_ENDED)
+
+    def status(self) -> dict[str, Any]:
+        """Return ``status --json``."""
+        document: dict[str, Any] = json.loads(self.harvester("status", "--json"))
+        return document
+
+    def orders(self, *filters: str) -> dict[str, Any]:
+        """Return the rows of ``orders --json``, by order."""
+        lines = self.harvester("orders", "--json", "--limit", "100000", *filters).splitlines()
+        return {row["id"]: row for row in map(json.loads, lines)}
+
+    def settle(self, orders: int) -> dict[str, Any]:
+        """Wait until so many orders have ended and all certificates are there; return the rows."""
+
+        def settled() -> bool:
+            status = self.status()
+            ended = sum(status["orders"].get(end, 0) for end in _ENDS)
+            stored = status["certificates"].get("stored", 0)
+            return bool(ended == orders and stored == status["orders"].get("complete", 0))
+
+        until(settled, f"{orders} orders that ended, with their certificates")
+        return self.orders()
+
+    def adopted(self) -> int:
+        """Return how many certificates the service has taken over without a download."""
+        return self._logged("certificate adopted")
+
+    def filed(self) -> int:
+        """Return how many certificates the service has downloaded."""
+        return self._logged("certificate filed")
+
+    def _logged(self, event: str) -> int:
+        return self.log.read_text("utf-8").count(f'"event": "{event}"')
+
+    def verify(self) -> str:
+        """Have everything verified; return the summary's line."""
+        return self.harvester("verify").strip().splitlines()[-1]
+
+
+def start(
+    proof: Proof,
+    command: Sequence[str | Path],
+    log: Path,
+    environment: dict[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program whose output goes to a file; it is ended with the proof."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    proof.undo.callback(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _package_index() -> dict[str, str]:
+    """Return how this machine is told where packages come from, for pip."""
+    names = ("PIP_", "HTTPS_PROXY", "https_proxy", "SSL_CERT", "REQUESTS_CA")
+    return {name: text for name, text in os.environ.items() if name.startswith(names)}
+
+
+def install(folder: Path, checkout: Path) -> Path:
+    """Install a checkout as the README says; return the virtual environment."""
+    run("python3", "-m", "venv", folder)
+    constraints = checkout / "deploy" / "constraints.txt"
+    run(folder / "bin" / "pip", "install", "-q", "-c", constraints, checkout)
+    return folder
+
+
+def same(before: dict[str, Any], after: dict[str, Any], *keys: str) -> None:
+    """Fail unless the same orders are there, with the same values of the given keys."""
+    if before.keys() != after.keys():
+        fail(f"{len(before)} orders before, {len(after)} after")
+    for order, row in before.items():
+        for key in keys:
+            if row[key] != after[order][key]:
+                fail(f"order {order}: {key} was {row[key]}, is {after[order][key]}")

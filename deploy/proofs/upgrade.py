@@ -1,0 +1,152 @@
+"""Back up, upgrade, go back, restore, rebuild and move: every block of deploy/README.md, run.
+
+From the last commit before this schema, or the one that ``PROVE_RELEASE_BEFORE`` names, to what is
+checked out. Needs git, a clone with its history, and pip's package index. Needs no root: a folder
+takes the machine's place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from proofs.handbook import read_blocks
+from proofs.machine import Lune, Machine, install, same
+from proofs.steps import REPOSITORY, CannotProve, Proof, fail, run
+
+ORDERS = 60
+_PAGE = REPOSITORY / "deploy" / "README.md"
+_OF_LUNE = ("status", "idempotency_key", "quantity", "metadata", "created_at")
+
+
+def prove(proof: Proof) -> None:
+    """Take a harvester with data through all that the page describes."""
+    older = _release_before(proof.folder / "older")
+    with proof.step("the release before is installed, and has data"):
+        programs = install(proof.folder / "programs", older)
+        lune = Lune(
+            proof, programs / "bin" / "harvester", "--orders", str(ORDERS), "--speed", "10000000"
+        )
+        machine = Machine(proof, "old", programs, lune)
+        machine.start()
+        recorded = machine.settle(ORDERS)
+        proof.seen = f"{_schema(machine)}, {_counts(recorded)}"
+    steps = _Steps(proof, machine, older, recorded)
+    steps.back_up()
+    steps.upgrade()
+    steps.go_back()
+    steps.upgrade()
+    steps.restore()
+    steps.rebuild()
+    steps.move(Machine(proof, "new", programs, lune))
+
+
+class _Steps:
+    """The page's sections, each on what the one before left."""
+
+    def __init__(
+        self, proof: Proof, machine: Machine, older: Path, recorded: dict[str, Any]
+    ) -> None:
+        self._proof = proof
+        self._machine = machine
+        self._older = older
+        self._recorded = recorded
+        self._blocks = read_blocks(_PAGE)
+
+    def _follow(self, heading: str, checkout: Path = REPOSITORY, number: int = 0) -> str:
+        return self._machine.follow(self._blocks[heading][number], checkout)
+
+    def back_up(self) -> None:
+        with self._proof.step("back up, while it runs"):
+            self._follow("Back up")
+            copied = len(list(self._machine.backups.glob("certificates/*/*/*.pdf")))
+            if copied != len(list(self._machine.archive.glob("*/*/*.pdf"))):
+                fail(f"{copied} certificates were copied")
+            self._proof.seen = f"{copied} certificates, {self._machine.verify()}"
+
+    def upgrade(self) -> None:
+        with self._proof.step("upgrade"):
+            before = _schema(self._machine)
+            told = self._follow("Upgrade")
+            if "fail" in told:
+                fail(told)
+            after = self._machine.settle(ORDERS)
+            same(self._recorded, after, *_OF_LUNE, "first_seen_at", "certificate")
+            self._proof.seen = f"{before} -> {_schema(self._machine)}, {self._machine.verify()}"
+
+    def go_back(self) -> None:
+        with self._proof.step("go back to the release before"):
+            self._follow("Go back to the release before", self._older)
+            after = self._machine.settle(ORDERS)
+            same(self._recorded, after, *_OF_LUNE, "first_seen_at", "certificate")
+            self._proof.seen = f"{_schema(self._machine)}, {self._machine.verify()}"
+
+    def restore(self) -> None:
+        with self._proof.step("restore a backup"):
+            self._follow("Restore a backup")
+            after = self._machine.settle(ORDERS)
+            same(self._recorded, after, *_OF_LUNE, "first_seen_at", "certificate")
+            self._proof.seen = self._machine.verify()
+
+    def rebuild(self) -> None:
+        with self._proof.step("rebuild a lost ledger from Lune and the archive"):
+            adopted, filed = self._machine.adopted(), self._machine.filed()
+            told = self._follow("Rebuild a lost ledger")
+            if "holds certificates" not in told:
+                fail(f"doctor does not say that certificates are there:\n{told}")
+            after = self._machine.settle(ORDERS)
+            same(self._recorded, after, *_OF_LUNE)
+            adopted, filed = self._machine.adopted() - adopted, self._machine.filed() - filed
+            self._proof.seen = f"{adopted} taken over, {filed} downloaded"
+            if filed or adopted != len(list(self._machine.archive.glob("*/*/*.pdf"))):
+                fail(self._proof.seen)
+            self._proof.seen += f", {self._machine.verify()}"
+
+    def move(self, other: Machine) -> None:
+        with self._proof.step("move to another machine"):
+            before = self._machine.orders()
+            self._follow("Move to another machine")
+            shutil.copy(self._machine.backups / "harvester.tar.gz", other.backups)
+            self._machine = other
+            self._follow("Move to another machine", number=1)
+            after = other.settle(ORDERS)
+            unmoved = {order: _without_folder(row) for order, row in before.items()}
+            moved = {order: _without_folder(row) for order, row in after.items()}
+            same(unmoved, moved, *_OF_LUNE, "first_seen_at", "certificate")
+            self._proof.seen = other.verify()
+            if (code := other.stop()) != 0:
+                fail(f"it ended with {code}")
+
+
+def _release_before(folder: Path) -> Path:
+    """Check out what was there before the newest migration: the older schema, with its code."""
+    git = ("git", "-C", REPOSITORY)
+    before = os.environ.get("PROVE_RELEASE_BEFORE")
+    if before is None:
+        chain = ("--diff-filter=A", "--format=%H", "-1", "--", "migrations/versions")
+        newest = run(*git, "log", *chain).strip()
+        if not newest or run(*git, "rev-parse", "--is-shallow-repository").strip() == "true":
+            raise CannotProve("needs a clone with its history, for the release before")
+        before = f"{newest}^"
+    folder.mkdir()
+    run(*git, "archive", "-o", folder / "release.tar", before)
+    run("tar", "-C", folder, "-xf", folder / "release.tar")
+    return folder
+
+
+def _schema(machine: Machine) -> str:
+    return "schema " + str(machine.harvester("db", "current", "--json")).split('"schema": "')[1][:4]
+
+
+def _counts(orders: dict[str, Any]) -> str:
+    stored = sum(row["certificate"] is not None for row in orders.values())
+    return f"{len(orders)} orders, {stored} certificates"
+
+
+def _without_folder(row: dict[str, Any]) -> dict[str, Any]:
+    certificate = row["certificate"]
+    if certificate is None:
+        return row
+    return row | {"certificate": certificate | {"path": Path(certificate["path"]).name}}
