@@ -38,40 +38,39 @@ class Machine:
 
     def __init__(self, proof: Proof, name: str, programs: Path, lune: Lune) -> None:
         self._proof = proof
-        self._root = proof.folder / name
+        self.root = proof.folder / name
         self._programs = programs
         self._service: subprocess.Popen[bytes] | None = None
-        self.log = self._root / "harvester.log"
-        self.state = self._root / "lib" / "harvester"
+        self.log = self.root / "harvester.log"
+        self.state = self.root / "lib" / "harvester"
         self.ledger = self.state / "harvester.db"
         self.archive = self.state / "certificates"
-        self.backups = self._root / "backups"
+        self.backups = self.root / "backups"
         self.backups.mkdir(parents=True)
         self.log.touch()
-        key = self._root / "lune_api_key"
-        key.touch(0o600)
-        key.write_text(lune.key)
-        self.configure(lune.base_url, key)
+        self.key = self.root / "lune_api_key"
+        self.key.touch(0o600)
+        self.key.write_text(lune.key, "utf-8")
+        self.config = self.root / "config.toml"
+        self._configure(lune.base_url)
 
-    def configure(self, base_url: str, key: Path, **changed: object) -> None:
-        """Write the configuration; ``changed`` are settings of ``[harvest]``."""
-        often = {"sweep_interval": "1s", "longest_interval": "5s"} | changed
+    def _configure(self, base_url: str) -> None:
         sections: dict[str, dict[str, object]] = {
             "lune": {
                 "base_url": base_url,
-                "api_key_file": str(key),
+                "api_key_file": str(self.key),
                 "accounts": ["all"],
                 "rate_limit": 500,
             },
             "database": {"url": f"sqlite:///{self.ledger}"},
             "storage": {"url": self.archive.as_uri()},
-            "harvest": often,
+            "harvest": {"sweep_interval": "1s", "longest_interval": "5s"},
             "http": {"listen": ""},
         }
         text: list[str] = []
         for name, keys in sections.items():
             text += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
-        (self._root / "config.toml").write_text("\n".join(text) + "\n", "utf-8")
+        self.config.write_text("\n".join(text) + "\n", "utf-8")
 
     @property
     def program(self) -> Path:
@@ -80,15 +79,14 @@ class Machine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What commands run with: a scheduler's bare one, and where the configuration is."""
-        return {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(self._root)} | {
-            "HARVESTER_CONFIG": str(self._root / "config.toml")
-        }
+        """What commands run with: next to nothing, and where the configuration is."""
+        path = f"{self._programs / 'bin'}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        return {"PATH": path, "HOME": str(self.root), "HARVESTER_CONFIG": str(self.config)}
 
     def harvester(self, *words: str, exits: int = 0, stdin: str = "") -> str:
         """Run a command of the harvester; return its stdout."""
         return run(
-            self.program, *words, exits=exits, env=self.environment, cwd=self._root, input=stdin
+            self.program, *words, exits=exits, env=self.environment, cwd=self.root, input=stdin
         )
 
     def follow(self, commands: Sequence[str], checkout: Path) -> str:
@@ -115,11 +113,15 @@ class Machine:
     def start(self) -> None:
         """Start the service and wait until it works."""
         before = self._logged("started")
-        service = start(self._proof, [self.program, "run"], self.log, self.environment)
+        service = self.start_command("run")
         until(lambda: self._logged("started") > before or service.poll() is not None, "the start")
         if service.poll() is not None:
             fail(f"it ended with {service.returncode}: {self.log.read_text('utf-8')[-_SHOWN:]}")
         self._service = service
+
+    def start_command(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start a command of the harvester whose output goes to the log."""
+        return start(self._proof, [self.program, *words], self.log, self.environment)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the service a signal; return how it ended."""
@@ -149,6 +151,10 @@ class Machine:
 
         until(settled, f"{orders} orders that ended, with their certificates")
         return self.orders()
+
+    def certificates(self) -> set[str]:
+        """Return the orders whose certificates are in the archive."""
+        return {path.stem for path in self.archive.glob("*/*/*.pdf")}
 
     def adopted(self) -> int:
         """Return how many certificates the service has taken over without a download."""

@@ -62,7 +62,7 @@ class _Steps:
         with self._proof.step("back up, while it runs"):
             self._follow("Back up")
             copied = len(list(self._machine.backups.glob("certificates/*/*/*.pdf")))
-            if copied != len(list(self._machine.archive.glob("*/*/*.pdf"))):
+            if copied != len(self._machine.certificates()):
                 fail(f"{copied} certificates were copied")
             self._proof.seen = f"{copied} certificates, {self._machine.verify()}"
 
@@ -100,7 +100,7 @@ class _Steps:
             same(self._recorded, after, *_OF_LUNE)
             adopted, filed = self._machine.adopted() - adopted, self._machine.filed() - filed
             self._proof.seen = f"{adopted} taken over, {filed} downloaded"
-            if filed or adopted != len(list(self._machine.archive.glob("*/*/*.pdf"))):
+            if filed or adopted != len(self._machine.certificates()):
                 fail(self._proof.seen)
             self._proof.seen += f", {self._machine.verify()}"
 
