@@ -26,6 +26,7 @@ from harvester.harvest.collect import Collector
 from harvester.harvest.drain import Drain, DrainReport
 from harvester.harvest.place import Placer
 from harvester.harvest.stopping import Stop
+from harvester.harvest.stuck import StuckWatch
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracker
 from harvester.ledger import migrate
@@ -68,6 +69,11 @@ class Harvest:
     announcer: Announcer
     stop: Stop
 
+    @property
+    def stuck(self) -> StuckWatch:
+        """What tells of orders that do not move."""
+        return StuckWatch(self.ledger, self.settings.harvest.stuck, now)
+
     def requests(self) -> int:
         """Return how many requests went to Lune so far."""
         return self.pacer.requests
@@ -83,6 +89,7 @@ class Harvest:
             collector=None if dry_run else self.collector,
             placer=None if dry_run else self.placer,
             announcer=None if dry_run else self.announcer,
+            stuck=None if dry_run else self.stuck,
             clock=now,
             requests=self.requests,
             stop=self.stop,
@@ -172,7 +179,7 @@ async def _wired(
     deadlines: Deadlines | None = None,
 ) -> AsyncIterator[Harvest]:
     often = settings.harvest
-    cadence = Cadence(often.sweep_interval, often.longest_interval, often.interim)
+    cadence = Cadence(often.sweep_interval, often.longest_interval, often.interim, often.weights)
     ledger = SqlLedger(database)
     archive = DirectoryArchive(settings.storage.path)
     pacer = Pacer(settings.lune.rate_limit)

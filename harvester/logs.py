@@ -21,6 +21,14 @@ _LONGEST_TEXT = 1000
 _STDERR = 2
 _MOST_WAITING = 10_000
 _MOST_AT_ONCE = 64 * 1024
+_PRIORITIES = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+    (logging.NOTSET, 7),
+)
+"""Levels and syslog's numbers for them, the most urgent first."""
 
 
 class Stream(Protocol):
@@ -34,6 +42,9 @@ class Stream(Protocol):
 
     def isatty(self) -> bool:
         """Tell whether a person reads along."""
+
+    def fileno(self) -> int:
+        """Return the descriptor they are written to; ``OSError`` when there is none."""
 
 
 class Backlog:
@@ -73,6 +84,10 @@ class Backlog:
     def isatty(self) -> bool:
         """Tell whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
 
     def drain(self, seconds: float) -> bool:
         """Wait until all lines were written, at most so long; tell whether they were."""
@@ -123,8 +138,9 @@ def configure(level: str, form: str, stream: Stream | None = None) -> None:
     )
     # Tracebacks without locals: a local may be the key.
     handler = logging.StreamHandler(stream)
+    formatter = _WithPriority if is_journal(stream) else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        formatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -137,6 +153,24 @@ def configure(level: str, form: str, stream: Stream | None = None) -> None:
     root.setLevel(level.upper())
     for noisy in ("apscheduler", "aiosqlite", "sqlalchemy", "alembic", "asyncio", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def is_journal(stream: Stream) -> bool:
+    """Tell whether a stream is the journal's, which systemd names in ``JOURNAL_STREAM``."""
+    try:
+        file = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{file.st_dev}:{file.st_ino}"
+
+
+class _WithPriority(structlog.stdlib.ProcessorFormatter):
+    """Begins each line with its priority, as sd-daemon(3) has it: ``journalctl -p`` sees it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(number for level, number in _PRIORITIES if record.levelno >= level)
+        lines = super().format(record).splitlines()
+        return "\n".join(f"<{priority}>{line}" for line in lines)
 
 
 def _renderer(*, console: bool) -> list[Any]:

@@ -1,16 +1,14 @@
 """Metrics for Prometheus, from plain figures that the parts keep; names begin with harvester_.
 
-Labels are bounded: statuses that Lune does not document are one, and no account, order or text
-that was served is ever a label. Moments are exported as timestamps, so that an age goes on growing
-when nothing moves any more.
+Labels are bounded: statuses that Lune does not document are one, receivers are those of the
+configuration, and no account, order or text that was served is ever a label. Moments are exported
+as timestamps, so that an age goes on growing when nothing moves any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import platform
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,26 +17,25 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, write_to_textfile
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester import __version__
 from harvester.domain.errors import HarvesterError
-from harvester.domain.lifecycle import AnomalyKind
+from harvester.domain.events import EventFilter
 from harvester.domain.orders import Account
+from harvester.families import build, counter, gauge, of_ledger, of_outbox
 from harvester.harvest.reports import SweepReport
 from harvester.harvest.sweep import Sweep
 from harvester.ledger.engine import Database
 from harvester.ledger.figures import Figures, arrivals, last_arrival, last_sweep, measure
+from harvester.ledger.outbox import Backlog, backlogs
 from harvester.lune import Pacer
-from harvester.web.health import Check
+from harvester.web.health import Check, oldest_good_sweep
 from harvester.web.webhook import OUTCOMES
 
 T = TypeVar("T")
-Labelled = Mapping[Any, float]
-"""Values by their labels' values, each key a tuple of texts."""
 
 _FRESH_SECONDS: Final = 5.0
 _LONGEST_WAIT: Final = 3.0
@@ -113,7 +110,8 @@ class Metrics(Collector):
     ago.
     ``requests`` counts by endpoint and outcome, ``free_bytes`` measures the archive's disk,
     ``ready`` checks what the work needs, ``lag`` is None outside of the service, ``webhooks``
-    counts what came of them by outcome, None where none are taken.
+    counts what came of them by outcome, None where none are taken. ``wanting`` says which events
+    each receiver wants, by name.
     """
 
     def __init__(
@@ -130,6 +128,7 @@ class Metrics(Collector):
         sweep_interval: timedelta,
         clock: Callable[[], datetime],
         webhooks: Mapping[str, int] | None = None,
+        wanting: Mapping[str, EventFilter] | None = None,
     ) -> None:
         self._webhooks = webhooks
         self._database = database
@@ -139,11 +138,13 @@ class Metrics(Collector):
         self._free_bytes = free_bytes
         self._ready = ready
         self._lag = lag
-        self._bound = 2 * sweep_interval
+        self._wanting = wanting or {}
+        self._sweep_interval = sweep_interval
         self._clock = clock
         self._reading_now: asyncio.Task[None] | None = None
         self._fresh_until = 0.0
         self._figures: Figures | None = None
+        self._backlogs: Mapping[str, Backlog] = {}
         self._last_sweep: datetime | None = None
         self._mark: int | None = None
         self._free: dict[str, int] = {}
@@ -206,11 +207,13 @@ class Metrics(Collector):
         now = self._clock()
         try:
             self._figures = await measure(self._reading, now)
-            self._last_sweep = await last_sweep(self._reading, now, self._bound)
+            self._backlogs = await backlogs(self._reading, self._wanting)
+            self._last_sweep = await last_sweep(self._reading, now, 2 * self._sweep_interval)
             if self._mark is not None:
                 await self._count_arrivals(self._mark)
         except HarvesterError:
             self._figures = self._last_sweep = None  # no figure rather than an old one
+            self._backlogs = {}
         self._free = {}
         with suppress(HarvesterError, OSError):  # the checks of ledger and archive say why
             self._free["ledger"] = _free_bytes(self._database.path)
@@ -227,34 +230,40 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield what the last refresh read and what the parts count by themselves."""
-        yield from _build()
+        yield from build()
         yield from self._collect_requests()
         yield from self._collect_disk()
         if self._webhooks is not None:
             text = "Requests to take webhooks, by what became of them."
             counts = {(outcome,): self._webhooks.get(outcome, 0) for outcome in OUTCOMES}
-            yield _counter("webhooks", text, counts, ["outcome"])
+            yield counter("webhooks", text, counts, ["outcome"])
         if self._figures is not None:
-            yield from _collect_figures(self._figures)
+            yield from of_ledger(self._figures)
+            yield from of_outbox(self._backlogs)
+        yield gauge(
+            "oldest_good_sweep_seconds",
+            "How long ago the last good sweep of an account may be before that is too long.",
+            {(): oldest_good_sweep(self._sweep_interval).total_seconds()},
+        )
         if self._last_sweep is not None:
-            yield _gauge(
+            yield gauge(
                 "last_sweep_timestamp_seconds",
                 "When the account that waits longest had its last good sweep.",
                 {(): self._last_sweep.timestamp()},
             )
         if self._lag is not None:
-            yield _gauge(
+            yield gauge(
                 "event_loop_lag_seconds",
                 "How late the event loop was at the last look.",
                 {(): self._lag.lag},
             )
-            yield _gauge(
+            yield gauge(
                 "event_loop_longest_lag_seconds",
                 "How late the event loop was at most since the start.",
                 {(): self._lag.longest_lag},
             )
         if self._checks:
-            yield _gauge(
+            yield gauge(
                 "ready",
                 "Whether what the work needs is there, by check.",
                 {(check.name,): check.why is None for check in self._checks},
@@ -263,71 +272,22 @@ class Metrics(Collector):
 
     def _collect_requests(self) -> Iterator[Metric]:
         text = "Requests to Lune, by endpoint and what came of them."
-        yield _counter("lune_requests", text, self._requests, ["endpoint", "outcome"])
+        yield counter("lune_requests", text, self._requests, ["endpoint", "outcome"])
         waited = {(): self._pacer.waited_seconds}
-        yield _counter("pacing_wait_seconds", "How long requests waited for their turn.", waited)
+        yield counter("pacing_wait_seconds", "How long requests waited for their turn.", waited)
         text = "Requests a second allowed by the configuration."
-        yield _gauge("pacing_limit", text, {(): self._pacer.rate})
+        yield gauge("pacing_limit", text, {(): self._pacer.rate})
         text = "Requests a second let through now: less than the limit for a while after a 429."
-        yield _gauge("pacing_pace", text, {(): self._pacer.pace})
+        yield gauge("pacing_pace", text, {(): self._pacer.pace})
         text = "Pauses of all requests that a 429 asked for."
-        yield _counter("pacing_pauses", text, {(): self._pacer.pauses})
+        yield counter("pacing_pauses", text, {(): self._pacer.pauses})
 
     def _collect_disk(self) -> Iterator[Metric]:
         path = self._database.path
         sizes = {("ledger",): _size(path), ("wal",): _size(path.with_name(path.name + "-wal"))}
-        yield _gauge("ledger_bytes", "Size of the ledger's files.", sizes, ["file"])
+        yield gauge("ledger_bytes", "Size of the ledger's files.", sizes, ["file"])
         free = {(disk,): count for disk, count in self._free.items()}
-        yield _gauge("disk_free_bytes", "What the disk still takes from us.", free, ["disk"])
-
-
-def _build() -> Iterator[Metric]:
-    versions = (__version__, platform.python_version(), sqlite3.sqlite_version)
-    yield _gauge(
-        "build_info", "What runs; always 1.", {versions: 1}, ["version", "python", "sqlite"]
-    )
-
-
-def _collect_figures(figures: Figures) -> Iterator[Metric]:
-    statuses = {(status,): count for status, count in figures.by_status.items()}
-    yield _gauge("orders", "Orders in the ledger, by status.", statuses, ["status"])
-    yield _gauge(
-        "oldest_order_timestamp_seconds",
-        "When the order that stands longest in a status was seen to enter it.",
-        {(status,): at.timestamp() for status, at in figures.since_by_status.items()},
-        ["status"],
-    )
-    states = {(state,): count for state, count in figures.by_certificate.items()}
-    yield _gauge("certificates", "Orders, by what became of their certificate.", states, ["state"])
-    # While none is missing this is now: an age of nothing, and no gap in a graph.
-    since = figures.missing_since.timestamp() if figures.missing_since else time.time()
-    yield _gauge(
-        "oldest_missing_certificate_timestamp_seconds",
-        "Since when the longest owed certificate of a complete order is owed; now without one.",
-        {(): since},
-    )
-    yield _gauge("due_orders", "Orders whose next look or try is due.", {(): figures.overdue})
-    yield _gauge("parked_accounts", "Accounts Lune refuses.", {(): figures.parked_accounts})
-    text = "Things Lune listed that are no readable order."
-    yield _gauge("set_aside", text, {(): figures.set_aside})
-    kinds = {(str(kind),): figures.anomalies.get(kind, 0) for kind in AnomalyKind}
-    text = "Answers of Lune that no order's chain can hold, by kind, over the ledger's life."
-    yield _counter("anomalies", text, kinds, ["kind"])
-
-
-def _gauge(name: str, text: str, values: Labelled, labels: Sequence[str] = ()) -> Metric:
-    return _filled(GaugeMetricFamily(f"harvester_{name}", text, labels=labels), values)
-
-
-def _counter(name: str, text: str, values: Labelled, labels: Sequence[str] = ()) -> Metric:
-    return _filled(CounterMetricFamily(f"harvester_{name}", text, labels=labels), values)
-
-
-def _filled(family: Any, values: Labelled) -> Metric:
-    for labels, value in values.items():
-        family.add_metric(labels, value)
-    metric: Metric = family
-    return metric
+        yield gauge("disk_free_bytes", "What the disk still takes from us.", free, ["disk"])
 
 
 def _size(path: Path) -> int:

@@ -15,10 +15,11 @@ from harvester.archive.reading import CertificateReader
 from harvester.domain.errors import ConfigurationError
 from harvester.domain.webhooks import REMEMBERED
 from harvester.harvest.daemon import Daemon
-from harvester.harvest.stuck import StuckWatch
 from harvester.ledger.engine import Database
 from harvester.ledger.figures import last_sweep
+from harvester.ledger.pulse import take_pulse
 from harvester.metrics import Metrics
+from harvester.supervision import NOBODY, Reports, Supervisor, standing
 from harvester.web.address import check_token
 from harvester.web.api import Api
 from harvester.web.control import control_app, event_routes, serve_control
@@ -30,8 +31,11 @@ from harvester.web.webhook import Receiver
 log = structlog.get_logger()
 
 
-async def serve(harvest: Harvest) -> None:
-    """Run the service until asked to stop, taking orders over socket and listener meanwhile."""
+async def serve(harvest: Harvest, supervisor: Supervisor = NOBODY) -> None:
+    """Run the service until asked to stop, taking orders over socket and listener meanwhile.
+
+    ``supervisor`` is told when everything is open and how things stand from then on.
+    """
     check_token(harvest.settings.http.address, harvest.settings.http_token)
     daemon = Daemon(
         lune=harvest.lune,
@@ -62,15 +66,29 @@ async def serve(harvest: Harvest) -> None:
         )
         await served.enter_async_context(serve_control(control, harvest.settings.database.path))
         await served.enter_async_context(_listening(harvest, daemon, health))
+        reports = Reports(
+            supervisor,
+            functools.partial(_standing, harvest, daemon),
+            harvest.requests,
+            harvest.stop,
+        )
+        served.push_async_callback(reports.close)
         log.info("started", version=__version__, ledger=str(harvest.settings.database.path))
-        await daemon.run_forever()
+        supervisor.ready("started")
+        await daemon.run_forever(reports.look)
     log.info("stopped")
+
+
+async def _standing(harvest: Harvest, daemon: Daemon) -> str:
+    pulse = await take_pulse(harvest.database)
+    age = await _sweep_age(harvest)
+    return standing(pulse.followed, pulse.owed, age, *daemon.troubles)
 
 
 async def keep_house(harvest: Harvest) -> None:
     """Tell of stuck orders, forget what nobody needs any more, fold the ledger's log in."""
     await harvest.ledger.forget_deliveries(now() - REMEMBERED)
-    await StuckWatch(harvest.ledger, harvest.settings.harvest.stuck, now).run_once()
+    await harvest.stuck.run_once()
     await harvest.database.checkpoint()
 
 
@@ -94,6 +112,7 @@ def metrics_of(
         sweep_interval=_rarest_sweep(harvest),
         clock=now,
         webhooks=None if webhooks is None else webhooks.outcomes,
+        wanting=harvest.settings.events.filters,
     )
 
 
@@ -103,17 +122,18 @@ def _rarest_sweep(harvest: Harvest) -> timedelta:
     return harvest.cadence.slowest_sweep if heard else harvest.cadence.sweep_interval
 
 
-def _health(harvest: Harvest, daemon: Daemon) -> Health:
-    async def sweep_age() -> timedelta | None:
-        at = now()
-        last = await last_sweep(harvest.database, at, 2 * _rarest_sweep(harvest))
-        return None if last is None else at - last
+async def _sweep_age(harvest: Harvest) -> timedelta | None:
+    at = now()
+    last = await last_sweep(harvest.database, at, 2 * _rarest_sweep(harvest))
+    return None if last is None else at - last
 
+
+def _health(harvest: Harvest, daemon: Daemon) -> Health:
     return Health(
         progress=daemon.watch,
         requests=harvest.requests,
         key_refused=lambda: harvest.lune.refused,
-        sweep_age=sweep_age,
+        sweep_age=functools.partial(_sweep_age, harvest),
         sweep_interval=_rarest_sweep(harvest),
         probes=[Probe("ledger", harvest.database.probe), Probe("archive", harvest.archive.probe)],
     )

@@ -1,15 +1,12 @@
-"""Configuration: TOML, then secret files, then the environment; every wrong key is named.
+"""What can be configured, with defaults and what is allowed; ``configuration.py`` reads it.
 
-Nothing is read from a secret file while loading: a command that only reads the ledger needs no
-key, and a rotated key is found by reading again.
+Nothing is read from a secret's file here: a command that only reads the ledger needs no key, and a
+rotated key is found by reading again.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,25 +18,21 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     field_validator,
 )
 
 from harvester.archive.layout import Layout
 from harvester.domain.addresses import check_base_url
+from harvester.domain.cadence import WEIGHTS
 from harvester.domain.errors import ConfigurationError
-from harvester.domain.events import EVENT_VARIABLES
 from harvester.domain.orders import is_identifier
 from harvester.durations import Duration, LearnedDuration
 from harvester.secret import Secret
 from harvester.subscriptions import EventsSettings
 from harvester.web.address import Address, parse_address
 
-PREFIX = "HARVESTER_"
-NOT_SETTINGS = frozenset({"HARVESTER_CONFIG", "HARVESTER_REQUIRE_ALL"}) | EVENT_VARIABLES
-"""Variables with our prefix that are no configuration keys (those of the test suite too)."""
-
-SECRETS = {("lune", "api_key"), ("http", "token"), ("webhook", "secret")}
+Weight = Annotated[float, Field(gt=0, le=100)]
+"""How readily an order leaves a status: its chance in a second, times its seconds in there."""
 
 
 def _split(value: object) -> object:
@@ -141,12 +134,24 @@ class HarvestSettings(_Section):
     stuck_placed: LearnedDuration = None
     stuck_paid: LearnedDuration = None
     stuck_retiring: LearnedDuration = None
+    weight_received: Weight = WEIGHTS["received"]
+    weight_placed: Weight = WEIGHTS["placed"]
+    weight_paid: Weight = WEIGHTS["paid"]
+    weight_retiring: Weight = WEIGHTS["retiring"]
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """How readily an order leaves a status, by status, until the ledger tells better."""
+        return self._by_status("weight_")
 
     @property
     def stuck(self) -> Mapping[str, timedelta | None]:
         """How long an order may stay in a status, by status; None to learn it."""
+        return self._by_status("stuck_")
+
+    def _by_status(self, prefix: str) -> dict[str, Any]:
         kept = self.model_dump()
-        return {name.removeprefix("stuck_"): kept[name] for name in kept if "stuck_" in name}
+        return {name.removeprefix(prefix): kept[name] for name in kept if name.startswith(prefix)}
 
     @field_validator("longest_interval")
     @classmethod
@@ -198,7 +203,7 @@ class LogSettings(_Section):
 
 
 class Settings(_Section):
-    """The whole configuration; make it with :func:`load`."""
+    """The whole configuration; ``configuration.load`` makes it."""
 
     lune: LuneSettings = LuneSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -225,122 +230,3 @@ class Settings(_Section):
         """What Lune's webhooks are signed with; None when none is configured."""
         secret = Secret("webhook.secret", self.webhook.secret, self.webhook.secret_file)
         return secret if self.webhook.secret is not None or secret.file() is not None else None
-
-
-def find_config(given: Path | None) -> Path | None:
-    """Return the configuration file to read: given, ``HARVESTER_CONFIG``, ./, /etc/harvester/.
-
-    ConfigurationError when a named file does not exist; None when none was named or found.
-    """
-    if given is None and os.environ.get("HARVESTER_CONFIG"):
-        given = Path(os.environ["HARVESTER_CONFIG"])
-    if given is not None:
-        if not given.is_file():
-            raise ConfigurationError(f"{given}: no such configuration file")
-        return given
-    for candidate in (Path("config.toml"), Path("/etc/harvester/config.toml")):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def load(path: Path | None) -> Settings:
-    """Read the configuration; ConfigurationError has one problem a line, secrets never shown."""
-    values = _read_toml(path) if path is not None else {}
-    environment = _read_environment()
-    problems = [f"{path}: {problem}" for problem in _take_unknown(values)]
-    problems += _unknown_variables(os.environ)
-    _merge(values, environment)
-    try:
-        settings = Settings(**values)
-    except ValidationError as error:
-        problems += [_problem(path, environment, item) for item in error.errors()]
-    if problems:
-        raise ConfigurationError(*problems)
-    return settings
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        # The text of a TOML error names a place, and a decoding error shows bytes of the file.
-        detail = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "not UTF-8 text"
-        raise ConfigurationError(f"{path}: not valid TOML: {detail}") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _take_unknown(values: dict[str, Any]) -> Iterable[str]:
-    """Take out what is no setting, so that the rest can be judged too; tell of each."""
-    for section, keys in list(values.items()):
-        field = Settings.model_fields.get(section)
-        if field is None:
-            del values[section]
-            yield f"[{section}] is not a section{_hint(section, Settings.model_fields)}"
-        elif not isinstance(keys, dict):
-            del values[section]
-            yield f"{section} should be a section: [{section}]"
-        else:
-            known = _fields(section)
-            for key in [key for key in keys if key not in known]:
-                del keys[key]
-                yield f"{section}.{key} is not a setting{_hint(key, known)}"
-
-
-def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    known = {
-        f"{PREFIX}{section}__{key}".upper()
-        for section in Settings.model_fields
-        for key in _fields(section)
-    }
-    return [
-        f"environment variable {name} is not a setting{_hint(name, known)}"
-        for name in sorted(environ)
-        if name.startswith(PREFIX)
-        and name not in NOT_SETTINGS
-        and not name.startswith(f"{PREFIX}TEST_")
-        and name.upper() not in known
-    ]
-
-
-def _fields(section: str) -> Mapping[str, Any]:
-    model = Settings.model_fields[section].annotation
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise TypeError(f"{section} is not a section")
-    return model.model_fields
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
-
-
-def _read_environment() -> dict[str, dict[str, str]]:
-    values: dict[str, dict[str, str]] = {}
-    for name, text in os.environ.items():
-        section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
-        known = separator and section in Settings.model_fields and key in _fields(section)
-        if name.startswith(PREFIX) and known:
-            values.setdefault(section, {})[key] = text
-    return values
-
-
-def _merge(values: dict[str, Any], stronger: Mapping[str, Mapping[str, str]]) -> None:
-    for section, keys in stronger.items():
-        target = values.setdefault(section, {})
-        target.update(keys)
-        for key in keys:
-            if (section, key) in SECRETS:
-                # A secret in the environment outweighs any file.
-                target.pop(f"{key}_file", None)
-
-
-def _problem(path: Path | None, environment: Mapping[str, Mapping[str, str]], error: Any) -> str:
-    section, key = [*map(str, error["loc"]), "", ""][:2]
-    text = str(error["msg"]).removeprefix("Value error, ")
-    text = f"{text[0].lower()}{text[1:]}"
-    if key in environment.get(section, {}):
-        return f"environment variable {PREFIX}{section.upper()}__{key.upper()}: {text}"
-    place = ".".join(str(part) for part in error["loc"])
-    return f"{path or 'configuration'}: {place}: {text}"

@@ -16,13 +16,16 @@ from harvester.ledger.queries import OrderDetail, OrderRow, Summary
 if TYPE_CHECKING:
     from harvester.harvest.drain import DrainReport
 
-PathOf = Callable[[str], Path]
+PathOf = Callable[[str], Path | str]
 """Turns an archive key into the path a person can open."""
 
 
 def instant(at: datetime | None) -> str | None:
     """Write an instant as RFC 3339 UTC."""
-    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if at is None:
+        return None
+    utc = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return utc.replace(tzinfo=None).isoformat() + "Z"  # the offset would be asked for and cut off
 
 
 def order(row: OrderRow, path_of: PathOf) -> dict[str, Any]:
@@ -51,12 +54,14 @@ def _current_certificate(row: OrderRow, path_of: PathOf) -> dict[str, Any] | Non
 
 
 def _file(stored: KnownCertificate | None, path_of: PathOf) -> dict[str, Any]:
+    if stored is None:
+        return dict.fromkeys(("version", "path", "sha256", "size", "stored_at"))
     return {
-        "version": None if stored is None else stored.version,
-        "path": None if stored is None else str(path_of(stored.file.key)),
-        "sha256": None if stored is None else stored.file.sha256,
-        "size": None if stored is None else stored.file.size,
-        "stored_at": None if stored is None else instant(stored.stored_at),
+        "version": stored.version,
+        "path": str(path_of(stored.file.key)),
+        "sha256": stored.file.sha256,
+        "size": stored.file.size,
+        "stored_at": instant(stored.stored_at),
     }
 
 

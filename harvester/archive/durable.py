@@ -21,7 +21,10 @@ from harvester.domain.errors import StorageUnavailable
 
 INCOMING = ".incoming"
 """All temporaries, in one folder on the archive's own file system: clearing up after a crash
-costs by the temporaries there are, not by the files that were ever stored."""
+costs by the temporaries there are, not by the files that were ever stored.
+
+Its mode also says who reads the archive. Made 0700, so nobody but us; an operator who opens it to
+our group (``chmod -R g+rX``) has everything that is filed from then on open to the group."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -72,15 +75,17 @@ class OpenRoot:
     def descend(self, folders: Sequence[str], *, create: bool = False) -> list[int]:
         """Return descriptors of the root and of each folder on the way down, the root first.
 
-        Raises FileNotFoundError for a missing folder unless ``create``, and
-        ``StorageUnavailable`` naming the folder that cannot be entered.
+        Folders made with ``create`` are as open to the group as ``.incoming``. Raises
+        FileNotFoundError for a missing folder unless ``create``, and ``StorageUnavailable``
+        naming the folder that cannot be entered.
         """
         chain = [self.root]
         path = self.path
+        mode = 0o700 | _group_may(self.incoming) if create else None
         for folder in folders:
             path /= folder
             try:
-                chain.append(open_folder(folder, chain[-1], create=create))
+                chain.append(open_folder(folder, chain[-1], create=mode))
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -102,7 +107,7 @@ def open_root(path: Path) -> Iterator[OpenRoot]:
             root = os.open(path, _FOLDER)
         closing.callback(os.close, root)
         try:
-            incoming = open_folder(INCOMING, root, create=False)
+            incoming = open_folder(INCOMING, root)
         except FileNotFoundError:
             raise StorageUnavailable(
                 f"{path} has no {INCOMING} folder, so it is not the archive that was set up: "
@@ -114,17 +119,22 @@ def open_root(path: Path) -> Iterator[OpenRoot]:
         yield OpenRoot(path, root, incoming, closing)
 
 
-def open_folder(name: str, parent: int, *, create: bool) -> int:
-    """Open a folder below another; with ``create`` a missing one is made, 0700 at any umask."""
+def open_folder(name: str, parent: int, *, create: int | None = None) -> int:
+    """Open a folder below another; a missing one is made with the mode ``create``, at any umask."""
     made = False
-    if create:
+    if create is not None:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
+            os.mkdir(name, create, dir_fd=parent)
             made = True
     descriptor = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
-    if made:
-        os.fchmod(descriptor, 0o700)
+    if made and create is not None:
+        os.fchmod(descriptor, create)
     return descriptor
+
+
+def _group_may(folder: int) -> int:
+    """Return which of reading and entering a folder is open to its group, as bits of a mode."""
+    return os.fstat(folder).st_mode & (stat.S_IRGRP | stat.S_IXGRP)
 
 
 def make_root(path: Path) -> None:
@@ -133,7 +143,7 @@ def make_root(path: Path) -> None:
     for folder in reversed(missing):
         parent = os.open(folder.parent, _FOLDER)
         try:
-            os.close(open_folder(folder.name, parent, create=True))
+            os.close(open_folder(folder.name, parent, create=0o700))
             os.fsync(parent)
         finally:
             os.close(parent)
@@ -144,7 +154,7 @@ def make_incoming(path: Path) -> None:
     root = os.open(path, _FOLDER)
     try:
         with storage_faults("make", path / INCOMING):
-            os.close(open_folder(INCOMING, root, create=True))
+            os.close(open_folder(INCOMING, root, create=0o700))
         os.fsync(root)
     finally:
         os.close(root)
@@ -152,8 +162,9 @@ def make_incoming(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged(incoming: int, data: bytes) -> Iterator[str]:
-    """Yield the name of a synced temporary, mode 0600 at any umask, that is removed afterwards.
+    """Yield the name of a synced temporary that is removed afterwards.
 
+    Its mode is 0600 at any umask, or 0640 where the archive is open to the group.
     When fsync fails its descriptor is not synced again: the kernel may have dropped the pages
     and would report success.
     """
@@ -161,7 +172,7 @@ def staged(incoming: int, data: bytes) -> Iterator[str]:
     descriptor = os.open(name, _NEW_FILE, 0o600, dir_fd=incoming)
     try:
         try:
-            os.fchmod(descriptor, 0o600)
+            os.fchmod(descriptor, 0o600 | _group_may(incoming) & stat.S_IRGRP)
             _write_all(descriptor, data)
             os.fsync(descriptor)
         finally:

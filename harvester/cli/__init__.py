@@ -73,6 +73,7 @@ def main() -> None:
     heed_sigterm()
     try:
         cli.main(standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that went away is no fault
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

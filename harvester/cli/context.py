@@ -24,14 +24,14 @@ class Context:
     @functools.cached_property
     def config_path(self) -> Path | None:
         """The configuration file that is used, None when none was found."""
-        from harvester.settings import find_config
+        from harvester.configuration import find_config
 
         return find_config(self.config)
 
     @functools.cached_property
     def settings(self) -> Settings:
         """The configuration; ``ConfigurationError`` names everything wrong with it."""
-        from harvester.settings import load
+        from harvester.configuration import load
 
         return load(self.config_path)
 

@@ -104,7 +104,7 @@ async def _demo(folder: Path) -> int:
 
 def _configure(folder: Path, sandbox: Sandbox) -> Settings:
     """Write the configuration an operator would, so that every command works on the result."""
-    from harvester.settings import load
+    from harvester.configuration import load
 
     key_file = folder / "lune_api_key"
     descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -47,11 +47,12 @@ def exit_code_of(error: BaseException) -> int:
 def explain(error: BaseException) -> None:
     """Say on stderr what went wrong: a line for what we know, a traceback for what we do not."""
     from harvester.domain import errors
+    from harvester.logs import is_journal
 
-    if isinstance(error, errors.ConfigurationError):
-        for problem in error.problems:
-            print(f"Error: {problem}", file=sys.stderr)  # noqa: T201 - the place for it
-    elif isinstance(error, errors.HarvesterError):
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - the place for it
-    else:
+    if not isinstance(error, errors.HarvesterError):
         traceback.print_exception(error)  # without locals: one may be the key
+        return
+    priority = "<3>" if is_journal(sys.stderr) else ""
+    problems = error.problems if isinstance(error, errors.ConfigurationError) else [error]
+    for problem in problems:
+        print(f"{priority}Error: {problem}", file=sys.stderr)  # noqa: T201 - the place for it

@@ -1,10 +1,18 @@
-"""``healthcheck``: ask the running daemon whether it is alive and ready, for containers."""
+"""``healthcheck``: ask the running daemon whether it is alive and ready, for containers.
+
+With the standard library's client: it runs every half minute, and to import aiohttp would take
+most of its time.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import socket
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import partial
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,12 +22,10 @@ from harvester.cli.exits import UNFINISHED
 from harvester.cli.output import as_json, print_fields, print_json
 
 if TYPE_CHECKING:
-    import aiohttp
-
     from harvester.settings import Settings
-    from harvester.web.address import Address
 
 _PATIENCE = 5.0
+_LARGEST = 2**16
 _PATHS = {"live": "/healthz", "ready": "/readyz"}
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 
@@ -34,7 +40,7 @@ def healthcheck(context: Context, only: str | None, json_output: bool) -> None:
     Exits 0 when all is well and 3 when something is not or nobody answers.
     """
     questions = tuple(_PATHS) if only is None else (only,)
-    answers = asyncio.run(_ask(context.settings, questions))
+    answers = _ask(context.settings, questions)
     fine = all(answer.get("ok") is True for answer in answers.values())
     if json_output:
         print_json({"ok": fine, **answers})
@@ -50,42 +56,44 @@ def healthcheck(context: Context, only: str | None, json_output: bool) -> None:
         sys.exit(UNFINISHED)
 
 
-async def _ask(settings: Settings, questions: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    import aiohttp
-
+def _ask(settings: Settings, questions: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     from harvester.domain.errors import ConfigurationError
     from harvester.web.address import control_path, reachable
 
-    address, socket = settings.http.address, control_path(settings.database.path)
-    timeout = aiohttp.ClientTimeout(total=_PATIENCE)
-    async with AsyncExitStack() as opened:
+    address, path = settings.http.address, control_path(settings.database.path)
+    with ExitStack() as opened:
+        connect: Callable[[], HTTPConnection]
         if address is not None and address.port:
-            base, connector = f"http://{_reached(address)}", None
-        elif socket.is_socket():
-            name = opened.enter_context(reachable(socket))
-            base, connector = "http://daemon", aiohttp.UnixConnector(path=name)
+            host = _ANYWHERE.get(address.host, address.host)
+            connect = partial(HTTPConnection, host, address.port, timeout=_PATIENCE)
+        elif path.is_socket():
+            connect = partial(_OverSocket, opened.enter_context(reachable(path)))
         else:
             raise ConfigurationError(
-                f"http.listen names no address to ask, and there is no socket {socket}"
+                f"http.listen names no address to ask, and there is no socket {path}"
             )
-        session = await opened.enter_async_context(
-            aiohttp.ClientSession(base, connector=connector, timeout=timeout)
-        )
-        return {question: await _answer(session, _PATHS[question]) for question in questions}
+        return {question: _answer(connect, _PATHS[question]) for question in questions}
 
 
-def _reached(address: Address) -> Address:
-    """Return where a daemon is reached that listens on every address."""
-    return address._replace(host=_ANYWHERE.get(address.host, address.host))
+class _OverSocket(HTTPConnection):
+    """HTTP over the daemon's local socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("daemon", timeout=_PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
-async def _answer(session: aiohttp.ClientSession, path: str) -> dict[str, Any]:
-    import aiohttp
-
+def _answer(connect: Callable[[], HTTPConnection], path: str) -> dict[str, Any]:
     try:
-        async with session.get(path) as response:
-            answer = await response.json()
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        with closing(connect()) as connection:
+            connection.request("GET", path)
+            answer = json.loads(connection.getresponse().read(_LARGEST))
+    except (OSError, HTTPException, ValueError) as error:
         return _no_answer(f"no answer ({type(error).__name__})")
     return answer if isinstance(answer, dict) and "checks" in answer else _no_answer("not ours")
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -27,12 +25,13 @@ from harvester.cli.output import (
     print_json,
     print_table,
     short,
+    whole_file,
 )
 
 if TYPE_CHECKING:
     from harvester.ledger.queries import OrderDetail, OrderRow
 
-_COLUMNS = (
+_OF_ORDER = (
     "id",
     "account_id",
     "idempotency_key",
@@ -43,13 +42,13 @@ _COLUMNS = (
     "first_seen_at",
     "last_seen_at",
     "next_check_at",
-    "certificate_state",
-    "certificate_version",
-    "certificate_path",
-    "certificate_sha256",
-    "certificate_size",
-    "certificate_stored_at",
 )
+_OF_CERTIFICATE = ("state", "version", "path", "sha256", "size", "stored_at")
+_COLUMNS = (*_OF_ORDER, *(f"certificate_{column}" for column in _OF_CERTIFICATE))
+_FORMULA = frozenset("=+-@\t\r\n")
+_HEADERS = ("order", "account", "status", "tonnes", "created", "certificate", "key")
+_LINES_AT_ONCE = 1000
+"""A terminal's table needs all rows for its widths; lines for a program need none but their own."""
 
 
 async def _stream(
@@ -77,8 +76,10 @@ async def _stream(
             yield row
 
 
-def _archive_path(context: Context, key: str) -> Path:
-    return context.settings.storage.path / key
+def _path_of(context: Context) -> Callable[[str], str]:
+    # Plain text: a path object a row would be a tenth of an export.
+    root = str(context.settings.storage.path).rstrip("/")
+    return lambda key: f"{root}/{key}"
 
 
 @command("orders", "List orders, newest first.")
@@ -88,30 +89,35 @@ def orders(context: Context, json_output: bool, **filters: Any) -> None:
     """List orders, newest first."""
     from harvester import shapes
 
+    path_of = _path_of(context)
+    rows: list[tuple[object, ...]] = []
+
     async def work() -> None:
-        rows = []
         async with aclosing(_stream(context, **filters)) as stream:
             async for row in stream:
                 if json_output:
-                    print_json(shapes.order(row, lambda key: _archive_path(context, key)))
-                else:
-                    rows.append(
-                        (
-                            row.id,
-                            row.account_id,
-                            row.status,
-                            row.quantity,
-                            short(row.created_at),
-                            row.certificate_state,
-                            row.idempotency_key,
-                        )
-                    )
-        if not json_output:
-            print_table(
-                ["order", "account", "status", "tonnes", "created", "certificate", "key"], rows
-            )
+                    sys.stdout.write(json.dumps(shapes.order(row, path_of)) + "\n")
+                    continue
+                rows.append(_cells(row))
+                if len(rows) == _LINES_AT_ONCE and not sys.stdout.isatty():
+                    print_table(_HEADERS, rows)
+                    rows.clear()
 
     asyncio.run(work())
+    if not json_output:
+        print_table(_HEADERS, rows)
+
+
+def _cells(row: OrderRow) -> tuple[object, ...]:
+    return (
+        row.id,
+        row.account_id,
+        row.status,
+        row.quantity,
+        short(row.created_at),
+        row.certificate_state,
+        row.idempotency_key,
+    )
 
 
 @command("show", "One order: its chain, certificates, what it waits for.")
@@ -131,7 +137,7 @@ def show(context: Context, reference: str, account: str | None, json_output: boo
     if len(details) > 1:
         names = ", ".join(detail.order.account_id for detail in details)
         raise click.UsageError(f"several accounts have one: {names}; name it with --account")
-    shape = shapes.order_detail(details[0], lambda key: _archive_path(context, key))
+    shape = shapes.order_detail(details[0], _path_of(context))
     if json_output:
         print_json(shape)
     else:
@@ -219,20 +225,8 @@ def export(context: Context, form: str, output: Path | None, **filters: Any) -> 
     if output is None:
         asyncio.run(_export(context, form, sys.stdout, filters))
         return
-    try:
-        with NamedTemporaryFile(
-            "w", dir=output.parent, prefix=f".{output.name}.", delete=False, encoding="utf-8"
-        ) as stream:
-            try:
-                asyncio.run(_export(context, form, stream, filters))
-                stream.flush()
-                os.fsync(stream.fileno())
-                Path(stream.name).replace(output)
-            except BaseException:
-                Path(stream.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise click.ClickException(f"{output}: {error.strerror}") from error
+    with whole_file(output) as stream:
+        asyncio.run(_export(context, form, stream, filters))
 
 
 async def _export(context: Context, form: str, stream: IO[str], filters: dict[str, Any]) -> None:
@@ -240,12 +234,13 @@ async def _export(context: Context, form: str, stream: IO[str], filters: dict[st
     from harvester.ledger import migrate
 
     migrate.require_current(context.settings.database.path)  # before a header is written
+    path_of = _path_of(context)
     writer = csv.writer(stream, lineterminator="\n")
     if form == "csv":
         writer.writerow(_COLUMNS)
     async with aclosing(_stream(context, **filters)) as rows:
         async for row in rows:
-            shape = shapes.order(row, lambda key: _archive_path(context, key))
+            shape = shapes.order(row, path_of)
             if form == "jsonl":
                 stream.write(json.dumps(shape) + "\n")
             else:
@@ -253,13 +248,8 @@ async def _export(context: Context, form: str, stream: IO[str], filters: dict[st
 
 
 def _flat(shape: dict[str, Any]) -> list[object]:
-    certificate = shape.pop("certificate") or {}
+    certificate = shape["certificate"] or {}
     shape["metadata"] = json.dumps(shape["metadata"], ensure_ascii=False)
-    shape |= {f"certificate_{name}": value for name, value in certificate.items()}
-    return [_harmless(shape.get(column)) for column in _COLUMNS]
-
-
-def _harmless(value: object) -> object:
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r", "\n"}:
-        return "'" + value
-    return value
+    values = [shape[column] for column in _OF_ORDER]
+    values += [certificate.get(column) for column in _OF_CERTIFICATE]
+    return ["'" + v if isinstance(v, str) and v[:1] in _FORMULA else v for v in values]

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from harvester.configuration import load
 from harvester.domain.errors import ConfigurationError, HarvesterError
-from harvester.settings import Settings, load
+from harvester.settings import Settings
 
 if TYPE_CHECKING:
     from harvester.app import Harvest
+    from harvester.supervision import Supervisor
 
 log = structlog.get_logger()
 
@@ -22,15 +24,21 @@ class Reload:
     """Takes effect at once: the key (what is in its file or credential now) and ``[log]``.
 
     Every other setting that changed is named in the log as needing a restart. A configuration
-    that is wrong, or without a readable key, changes nothing and is said to be wrong.
+    that is wrong, or without a readable key, changes nothing and is said to be wrong, to the
+    service manager until a good one was read.
     """
 
     def __init__(
-        self, path: Path | None, settings: Settings, configure: Callable[[Settings], None]
+        self,
+        path: Path | None,
+        settings: Settings,
+        configure: Callable[[Settings], None],
+        supervisor: Supervisor,
     ) -> None:
         self._path = path
         self._started_with = settings
         self._configure = configure
+        self._supervisor = supervisor
         self._running: asyncio.Task[None] | None = None
         self.harvest: Harvest | None = None
 
@@ -41,12 +49,15 @@ class Reload:
             self._running = asyncio.create_task(work, name="reload")
 
     async def _reload(self, harvest: Harvest) -> None:
+        self._supervisor.reloading()
         try:
             settings = await asyncio.to_thread(_read, self._path)
         except ConfigurationError as error:
             log.error("configuration not reloaded", problems=error.problems)  # noqa: TRY400 - whole
+            self._supervisor.reloaded(f"configuration not reloaded: {error.problems[0]}")
             return
         self._configure(settings)
+        self._supervisor.reloaded()
         later = list(_changed(self._started_with, settings))
         log.info("configuration reloaded", needs_restart=later)
         try:

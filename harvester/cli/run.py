@@ -29,6 +29,7 @@ from harvester.cli.output import (
     notice,
     print_json,
     printable,
+    whole_file,
 )
 from harvester.cli.process import forbid_dumps
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from harvester.harvest.stopping import Stop
     from harvester.logs import Backlog
     from harvester.settings import Settings
+    from harvester.supervision import Supervisor
 
 _MOST_LINES = 20
 _LATE = ("pypdf.filters",)
@@ -103,6 +105,8 @@ def run(context: Context, drain: bool, **options: object) -> None:
     for name, file in (("--report", chosen.report), ("--metrics", chosen.metrics)):
         if file is not None and not os.access(file.absolute().parent, os.W_OK):
             raise click.UsageError(f"{name} {file}: no file can be written there")
+    if chosen.metrics is not None and chosen.metrics.exists() and not chosen.metrics.is_file():
+        raise click.UsageError(f"--metrics {chosen.metrics}: would replace what is no file")
     # On a terminal the progress line takes the place of a line per order.
     quiet = sys.stderr.isatty() and context.settings.log.level == "info"
     context.configure_logs("warning" if quiet else None)
@@ -120,8 +124,13 @@ def listen_for_signals(stop: Stop) -> None:
 
 
 def _run_daemon(context: Context) -> None:
-    from harvester import logs
+    import faulthandler
 
+    from harvester import logs
+    from harvester.supervision import Supervisor
+
+    supervisor = Supervisor.of(os.environ)
+    faulthandler.enable()  # where it stood, when the service manager aborts it
     backlog = logs.Backlog()
 
     def configure(settings: Settings) -> None:
@@ -129,13 +138,16 @@ def _run_daemon(context: Context) -> None:
 
     configure(context.settings)
     try:
-        asyncio.run(_daemon(context, configure, backlog))
+        asyncio.run(_daemon(context, configure, backlog, supervisor))
     finally:
         backlog.drain(_LAST_LINES)
 
 
 async def _daemon(
-    context: Context, configure: Callable[[Settings], None], backlog: Backlog
+    context: Context,
+    configure: Callable[[Settings], None],
+    backlog: Backlog,
+    supervisor: Supervisor,
 ) -> None:
     from harvester.harvest.stopping import Stop
 
@@ -148,7 +160,7 @@ async def _daemon(
 
     for name in _LATE:
         importlib.import_module(name)
-    reload = Reload(context.config_path, context.settings, configure)
+    reload = Reload(context.config_path, context.settings, configure, supervisor)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
     watchdog = Watchdog(stop, FAULT, last_words=lambda: backlog.drain(_LAST_LINES))
     watchdog.start()
@@ -156,7 +168,7 @@ async def _daemon(
     try:
         async with open_harvest(context.settings, stop, "run") as harvest:
             reload.harvest = harvest
-            await serve(harvest)
+            await serve(harvest, supervisor)
         watchdog.leave(DONE)
     except BaseException as error:
         watchdog.leave(exit_code_of(error))
@@ -253,7 +265,8 @@ def _tell(report: DrainReport, options: _DrainOptions, code: int) -> None:
 
     shape = shapes.drain_report(report, code) | {"dry_run": options.dry_run}
     if options.report is not None:
-        _write(options.report, json.dumps(shape, indent=1) + "\n")
+        with whole_file(options.report) as stream:
+            stream.write(json.dumps(shape, indent=1) + "\n")
     if options.json_output:
         print_json(shape)
     else:
@@ -289,15 +302,3 @@ def _summary(report: DrainReport, *, dry_run: bool) -> list[str]:
             f"{waits_for(status, None, None)}"
         )
     return lines
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole: nobody reads half a report."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.touch(0o600)
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise click.ClickException(f"{path}: {error.strerror}") from error

@@ -27,7 +27,7 @@ _RARER = 4
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {RECEIVED: 1.0, PLACED: 0.5, PAID: 0.5, RETIRING: 0.5}
 )
-"""How readily an order leaves a status, until the ledger's own transitions say better."""
+"""How readily an order leaves a status, unless the configuration or the ledger says better."""
 
 WORTH = 1.0
 """What one request is worth: so many seconds of one order's change going unnoticed."""
@@ -118,14 +118,16 @@ class Stay:
     left: bool
 
 
-def learn_weights(stays: Iterable[Stay]) -> Mapping[str, float]:
-    """Return weights by status as the stays suggest them, :data:`WEIGHTS` where they say little.
+def learn_weights(
+    stays: Iterable[Stay], former: Mapping[str, float] = WEIGHTS
+) -> Mapping[str, float]:
+    """Return weights by status as the stays suggest them, the former where they say little.
 
     The likeliest weight, when the chance to leave is weight / stillness, is departures over the
-    sum of the logarithms of the stays; the weights known before count as so many departures more.
+    sum of the logarithms of the stays; the former ones count as so many departures more.
     """
-    departures = dict.fromkeys(WEIGHTS, float(_FORMER_DEPARTURES))
-    logarithms = {status: _FORMER_DEPARTURES / weight for status, weight in WEIGHTS.items()}
+    departures = dict.fromkeys(former, float(_FORMER_DEPARTURES))
+    logarithms = {status: _FORMER_DEPARTURES / weight for status, weight in former.items()}
     for stay in stays:
         if stay.status in departures:
             departures[stay.status] += stay.left

@@ -55,8 +55,8 @@ class Ledger(WebhookLedger, Protocol):
         """Return ids of accounts whose newest page is due, parked ones whose time has come too."""
         ...
 
-    async def accounts_with_due_looks(self, now: datetime, horizon: datetime) -> set[str]:
-        """Return ids of unparked accounts with open orders that are due."""
+    async def parked_accounts(self) -> set[str]:
+        """Return ids of the accounts that are left alone for now."""
         ...
 
     async def begin_sweep(self, account_id: str) -> SweepMark:
@@ -79,12 +79,17 @@ class Ledger(WebhookLedger, Protocol):
         """Set an account's next sweep after a failed one."""
         ...
 
-    async def due_looks(self, account_id: str, now: datetime, horizon: datetime) -> list[DueLook]:
-        """Return the account's open orders that are due, with their places in the listing."""
+    async def due_looks(
+        self, now: datetime, horizon: datetime, account_ids: Collection[str] | None = None
+    ) -> Mapping[str, Sequence[DueLook]]:
+        """Return the open orders whose look is due, by account: these accounts' or all.
+
+        Parked accounts' are among them; an account without any is absent.
+        """
         ...
 
-    async def newest_place(self, account_id: str) -> int | None:
-        """Return the place of the account's newest order; None when no order has one."""
+    async def newest_places(self, account_ids: Collection[str]) -> Mapping[str, int]:
+        """Return the place of each account's newest order; absent when no order has one."""
         ...
 
     async def order_above(self, account_id: str, order_id: str) -> DueLook | None:
@@ -185,6 +190,10 @@ class Ledger(WebhookLedger, Protocol):
 
     async def missing_certificates(self, scope: OrderFilter) -> list[MissingCertificate]:
         """Return complete orders in scope whose certificate is not in the archive."""
+        ...
+
+    async def count_missing_certificates(self, scope: OrderFilter) -> int:
+        """Count what :meth:`missing_certificates` would return."""
         ...
 
     async def open_orders(self, scope: OrderFilter) -> list[OpenOrder]:

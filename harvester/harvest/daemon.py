@@ -43,6 +43,7 @@ _SLOWEST_TICK = 60.0
 _SLOWEST_COLLECT_TICK = 10.0
 _SLOWEST_ANNOUNCE_TICK = 1.0
 _FASTEST_TICK = 0.2
+_MOST_TICKS_OFF = 6
 _HOUSEKEEPING = timedelta(hours=1)
 _HEED = timedelta(seconds=2)
 
@@ -121,6 +122,8 @@ class Daemon:
         self._again: set[str] = set()
         self._fault: BaseException | None = None
         self._refused_until: float | None = None
+        self._failures: dict[str, str] = {}
+        self._ticks_off = self._ticks_to_go = 0
         tick = min(max(cadence.sweep_interval.total_seconds() / 15, _FASTEST_TICK), _SLOWEST_TICK)
         self._ticks = {"sweep": tick, "collect": min(tick, _SLOWEST_COLLECT_TICK)}
         # A job for each receiver, so that a slow one delays no other.
@@ -134,8 +137,11 @@ class Daemon:
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
 
-    async def run_forever(self) -> None:
-        """Work until asked to stop; raise what made going on impossible."""
+    async def run_forever(self, looked: Callable[[], object] = lambda: None) -> None:
+        """Work until asked to stop; raise what made going on impossible.
+
+        ``looked`` is called at each look of the watch that finds all well, and when asked to stop.
+        """
         self._add("sweep", self._sweep_step, timedelta(seconds=self._ticks["sweep"]))
         self._add("collect", self._collect_step, timedelta(seconds=self._ticks["collect"]))
         self._add("housekeeping", self._housekeeping_step, _HOUSEKEEPING)
@@ -145,7 +151,7 @@ class Daemon:
             self._add("heed", self._heed_step, _HEED)
         self._scheduler.start()
         try:
-            await self._until_stopped()
+            await self._until_stopped(looked)
             self._scheduler.pause()  # shutdown() alone would cancel what is in flight
             await self._wind_down()
             if self._collected != CollectReport():
@@ -155,8 +161,16 @@ class Daemon:
         if self._fault is not None:
             raise self._fault
 
+    @property
+    def troubles(self) -> list[str]:
+        """What time or a person has to mend, in words: the key, the archive, a step that failed."""
+        refused = ["Lune refuses the key"] if self._refused_until is not None else []
+        return refused + [f"{name}: {reason}" for name, reason in self._failures.items()]
+
     def wake(self, name: str) -> None:
         """Run a job now, or again as soon as it ends."""
+        if name == "collect":
+            self._ticks_off = self._ticks_to_go = 0
         if any(task.get_name() == name for task in self._running):
             self._again.add(name)
         elif self._scheduler.running and not self._stop.asked:
@@ -165,7 +179,7 @@ class Daemon:
     def _add(self, name: str, step: Callable[[], Awaitable[None]], every: timedelta) -> None:
         async def job() -> None:
             task = asyncio.current_task()
-            if self._stop.asked or task is None:
+            if self._stop.asked or task is None or (name == "collect" and self._rests()):
                 return
             task.set_name(name)
             self._running.add(task)
@@ -190,6 +204,7 @@ class Daemon:
         """Run a step; what time or a person can mend is logged, anything else ends the process."""
         try:
             await step()
+            self._note_failure(name, None)
         except KeyRefused as error:
             if self._refused_until is None:
                 log.error("key refused", reason=str(error), again_in_seconds=KEY_PAUSE)  # noqa: TRY400 - the reason is whole
@@ -197,10 +212,17 @@ class Daemon:
         except (ConfigurationError, LedgerReplaced) as error:
             self._fail(error)
         except HarvesterError as error:
+            self._note_failure(name, str(error))
             log.warning("step failed", step=name, reason=str(error))
         except Exception as error:
             log.exception("step broke", step=name)
             self._fail(error)
+
+    def _note_failure(self, of: str, reason: str | None) -> None:
+        if reason is None:
+            self._failures.pop(of, None)
+        else:
+            self._failures[of] = reason
 
     def _fail(self, error: BaseException) -> None:
         self._fault = self._fault or error
@@ -212,7 +234,10 @@ class Daemon:
         began = time.monotonic()
         await self._placer.settle_open()
         swept = await self._sweep.run_once(await self._book.accounts())
-        self.wake("collect")  # not awaited: a slow disk holds up no look
+        if swept.accounts:
+            self._note_failure("Lune", next(iter(swept.failed.values()), None))
+        if swept != SweepReport():
+            self.wake("collect")  # not awaited: a slow disk holds up no look
         if swept.accounts:
             self._tell(swept, time.monotonic() - began)
 
@@ -223,7 +248,25 @@ class Daemon:
 
     async def _collect_step(self) -> None:
         if self._refused_until is None:
-            self._collected.add(await self._collector.run_once())
+            collected = await self._collector.run_once()
+            if collected == CollectReport():
+                self._ticks_to_go = self._ticks_off
+                self._ticks_off = min(2 * self._ticks_off + 1, _MOST_TICKS_OFF - 1)
+            else:
+                self._ticks_off = 0
+            self._collected.add(collected)
+            self._note_failure("archive", self._collected.storage)
+
+    def _rests(self) -> bool:
+        """Tell whether this tick of collecting is left out.
+
+        Whoever makes a certificate due wakes the job; ticks are for those that are asked for again
+        when time has passed. Their waits double, so after rounds without any the next one may be
+        late by as much as nothing happened before.
+        """
+        rests = self._ticks_to_go > 0
+        self._ticks_to_go -= rests
+        return rests
 
     async def _announce_step(self, receiver: str) -> None:
         if self._announcer is not None:
@@ -264,10 +307,10 @@ class Daemon:
         log.info("key accepted again")
         return True
 
-    async def _until_stopped(self) -> None:
+    async def _until_stopped(self, looked: Callable[[], object]) -> None:
         """Return when asked to stop, or when going on would be pretence: a step hangs."""
         try:
-            await self.watch.run(self._wake_all)
+            await self.watch.run(self._wake_all, looked)
         except StepHangsError as error:
             log.error("step hangs", reason=str(error))  # noqa: TRY400 - its own trace says nothing
             tell_stacks(asyncio.get_running_loop())

@@ -20,6 +20,7 @@ from harvester.harvest.collect import Collector
 from harvester.harvest.place import Placer
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.stopping import Stop
+from harvester.harvest.stuck import StuckWatch
 from harvester.harvest.sweep import Sweep
 
 log = structlog.get_logger()
@@ -86,6 +87,7 @@ class Drain:
         collector: Collector | None,
         placer: Placer | None,
         announcer: Announcer | None = None,
+        stuck: StuckWatch | None = None,
         clock: Callable[[], datetime],
         requests: Callable[[], int],
         stop: Stop,
@@ -97,6 +99,7 @@ class Drain:
         self._collector = collector
         self._placer = placer
         self._announcer = announcer
+        self._stuck = stuck
         self._clock = clock
         self._requests = requests
         self._stop = stop
@@ -129,8 +132,7 @@ class Drain:
             await self._stop.sleep(pause)
             report.swept.absorb(await self._sweep.run_once(await self._book.accounts()))
             await self._collect(report, scope, None)
-        if self._announcer is not None and not self._stop.asked:
-            report.announced = await self._announcer.run_once()
+        await self._announce(report)
         report.missing = await self._ledger.missing_certificates(scope)
         report.open = await self._ledger.open_orders(scope)
         report.finished_at = self._clock()
@@ -150,6 +152,14 @@ class Drain:
         )
         return report
 
+    async def _announce(self, report: DrainReport) -> None:
+        """Tell receivers what happened, and of orders that stay where they are for too long."""
+        # Where Lune could not be asked, an order only seems to stay.
+        if self._stuck is not None and report.unreachable is None and not self._stop.asked:
+            await self._stuck.run_once()
+        if self._announcer is not None and not self._stop.asked:
+            report.announced = await self._announcer.run_once()
+
     async def _reachable(self, report: DrainReport) -> list[Account]:
         """Return the accounts to drain; none, and why, when Lune cannot be asked for them."""
         try:
@@ -166,7 +176,7 @@ class Drain:
     async def _collect(
         self, report: DrainReport, scope: OrderFilter, untried_since: datetime | None
     ) -> None:
-        report.to_file = len(await self._ledger.missing_certificates(scope))
+        report.to_file = await self._ledger.count_missing_certificates(scope)
         if self._collector is None:
             return
         before = report.collected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -31,14 +31,18 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Listing:
-    """One account's listing while it is read: ids seen, and whether known ground was reached.
+    """One account's listing while it is read: what it has shown, whether known ground was reached.
 
-    ``place`` is the place of the next page's first order; orders whose place cannot be told yet
-    wait in ``unplaced``.
+    ``shown`` are those of the ``wanted`` orders that were on its pages. ``read`` has a hash of each
+    page: years of orders need not be remembered to notice that a page comes again. ``place`` is the
+    place of the next page's first order; orders whose place cannot be told yet wait in
+    ``unplaced``.
     """
 
     mark: SweepMark
-    seen: set[str] = field(default_factory=set)
+    wanted: Set[str] = frozenset()
+    shown: set[str] = field(default_factory=set)
+    read: set[int] = field(default_factory=set)
     pages: int = 0
     joined: bool = False
     place: int | None = None
@@ -74,9 +78,10 @@ class Reader:
         source: Source,
         report: SweepReport,
         far_enough: Callable[[Listing, Recorded], bool],
+        wanted: Set[str] = frozenset(),
     ) -> Listing:
         """Read pages from the newest on, each recorded before the next is asked for."""
-        listing = Listing(await self._ledger.begin_sweep(account.id))
+        listing = Listing(await self._ledger.begin_sweep(account.id), wanted)
         after: str | None = None
         restarted = False
         while not self._stop.asked:
@@ -87,7 +92,7 @@ class Reader:
                 if after is None or restarted:
                     raise
                 after, restarted = None, True
-                listing.seen.clear()
+                listing.read.clear()
                 listing.unplaced.clear()
                 listing.place = None
                 continue
@@ -96,15 +101,17 @@ class Reader:
                 account, page, source, report, listing.mark, listing.place
             )
             await self._keep_place(account, listing, page, recorded)
+            ids = [order.id for order in page.orders]
+            listing.shown.update(listing.wanted & set(ids))
             if page.next_cursor is None:
                 listing.joined = True
                 return listing
-            fresh = {order.id for order in page.orders} | {odd.reference for odd in page.set_aside}
-            if fresh <= listing.seen:
+            known = hash((*ids, *(odd.reference for odd in page.set_aside)))
+            if known in listing.read or not (ids or page.set_aside):
                 raise UnexpectedAnswer(
                     "the listing repeats itself and never ends", method="GET", path="/orders"
                 )
-            listing.seen |= fresh
+            listing.read.add(known)
             if far_enough(listing, recorded):
                 return listing
             after = page.next_cursor

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -17,7 +17,7 @@ from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account, Source
 from harvester.domain.planning import plan_account
 from harvester.domain.ports import Lune
-from harvester.domain.records import EVERYTHING, OrderFilter, Recorded
+from harvester.domain.records import EVERYTHING, DueLook, OrderFilter, Recorded
 from harvester.domain.webhooks import TRUSTED
 from harvester.harvest.reading import Listing, Reader
 from harvester.harvest.reports import SweepReport
@@ -29,6 +29,15 @@ ACCOUNTS_AT_ONCE = 4
 
 _STAYS = 2000
 _A_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Agenda:
+    """What is due by account, read for all at once; ``turns`` is how many had ended by then."""
+
+    looks: Mapping[str, Sequence[DueLook]]
+    newest: Mapping[str, int]
+    turns: Mapping[str, int]
 
 
 class Sweep:
@@ -54,7 +63,8 @@ class Sweep:
         self._stop = stop
         self._budget = budget
         # One at a time in an account: of two answers the later one must be recorded last.
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._in_turn: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns = Counter[str]()
         self._learned_at: datetime | None = None
         self._round_at: datetime | None = None
 
@@ -66,37 +76,49 @@ class Sweep:
         report = SweepReport()
         now = self._clock()
         await self._keep_pace(now)
-        horizon = self._cadence.horizon(now)
-        due = await self._ledger.due_accounts(now, horizon)
+        due = await self._ledger.due_accounts(now, self._cadence.horizon(now))
         listed = {account.id for account in followed if account.id in due}
-        looked = await self._ledger.accounts_with_due_looks(now, horizon)
-        looked |= await self._ledger.hinted_accounts(now)
-
-        async def follow(account: Account) -> None:
-            work = self._follow(account, report, read_newest=account.id in listed)
-            await self._guarded(account, report, work)
-
-        await self._each(await self._ledger.accounts(listed | looked), follow)
+        hinted = await self._ledger.hinted_accounts(now)
+        agenda = await self._read_agenda(now)
+        looked = agenda.looks.keys() - await self._ledger.parked_accounts()
+        await self._follow_all(listed | hinted | looked, agenda, report, listed)
         return report
 
     async def heed(self) -> SweepReport:
         """Look at the orders that webhooks told of and are due, without waiting for a round."""
         report = SweepReport()
-        hinted = await self._ledger.hinted_accounts(self._clock())
-
-        async def follow(account: Account) -> None:
-            await self._guarded(account, report, self._follow(account, report, read_newest=False))
-
+        now = self._clock()
+        hinted = await self._ledger.hinted_accounts(now)
         if hinted:
-            await self._each(await self._ledger.accounts(hinted), follow)
+            await self._follow_all(hinted, await self._read_agenda(now, hinted), report)
         return report
+
+    async def _read_agenda(
+        self, now: datetime, account_ids: Collection[str] | None = None
+    ) -> _Agenda:
+        turns = self._turns.copy()  # before the looks are read: a turn may end meanwhile
+        looks = await self._ledger.due_looks(now, self._cadence.horizon(now), account_ids)
+        return _Agenda(looks, await self._ledger.newest_places(looks.keys()), turns)
+
+    async def _follow_all(
+        self,
+        account_ids: Collection[str],
+        agenda: _Agenda,
+        report: SweepReport,
+        listed: Collection[str] = (),
+    ) -> None:
+        async def follow(account: Account) -> None:
+            work = self._follow(account, agenda, report, read_newest=account.id in listed)
+            await self._guarded(account, report, work)
+
+        await self._each(await self._ledger.accounts(account_ids), follow)
 
     async def _keep_pace(self, now: datetime) -> None:
         """Learn once a day how readily orders move; ask for less where the budget is short."""
         cadence = self._reader.cadence
         if self._learned_at is None or not timedelta(0) <= now - self._learned_at < _A_DAY:
             stays = await self._ledger.recent_stays(_STAYS, now)
-            cadence = replace(cadence, weights=learn_weights(stays))
+            cadence = replace(cadence, weights=learn_weights(stays, self._cadence.weights))
             self._learned_at = now
         looks, self._reader.looks = self._reader.looks, 0
         if self._round_at is not None:
@@ -131,8 +153,11 @@ class Sweep:
     async def _guarded(self, account: Account, report: SweepReport, work: Awaitable[None]) -> None:
         report.accounts += 1
         try:
-            async with self._turns[account.id]:
-                await work
+            async with self._in_turn[account.id]:
+                try:
+                    await work
+                finally:
+                    self._turns[account.id] += 1
         except KeyRefused:
             raise
         except AccountRefused as error:
@@ -157,19 +182,24 @@ class Sweep:
         report.failed[account.id] = reason
         later = self._cadence.next_sweep_after_fault(now)
         await self._ledger.postpone_sweep(account.id, later)
-        looks = await self._ledger.due_looks(account.id, now, self._cadence.horizon(now))
-        await self._ledger.postpone_looks(account.id, [look.order_id for look in looks], later)
+        looks = await self._ledger.due_looks(now, self._cadence.horizon(now), [account.id])
+        late = [look.order_id for look in looks.get(account.id, ())]
+        await self._ledger.postpone_looks(account.id, late, later)
         log.warning("account not swept", account=account.id, reason=reason, cf_ray=cf_ray)
 
-    async def _follow(self, account: Account, report: SweepReport, *, read_newest: bool) -> None:
+    async def _follow(
+        self, account: Account, agenda: _Agenda, report: SweepReport, *, read_newest: bool
+    ) -> None:
         """Look at what is due by the fewest requests; read the newest page if that is due too."""
         now = self._clock()
-        due = await self._ledger.due_looks(account.id, now, self._cadence.horizon(now))
+        if self._turns[account.id] > agenda.turns.get(account.id, 0):
+            # Another turn ended in between: what it looked at is not to be asked for again.
+            agenda = await self._read_agenda(now, [account.id])
+        due = agenda.looks.get(account.id, ())
         ids = {look.place: look.order_id for look in due if look.place is not None}
-        newest = await self._ledger.newest_place(account.id)
         plan = plan_account(
             list(ids),
-            max([newest or 0, *ids]),
+            max([agenda.newest.get(account.id, 0), *ids]),
             read_newest=read_newest,
             by_cursor=account.id not in self._reader.top_only,
         )
@@ -180,8 +210,11 @@ class Sweep:
 
         listing, seen = None, set[str]()
         if plan.pages:
-            listing = await self._reader.read_listing(account, Source.SWEEP, report, far_enough)
-            seen |= listing.seen
+            wanted = {look.order_id for look in due}
+            listing = await self._reader.read_listing(
+                account, Source.SWEEP, report, far_enough, wanted
+            )
+            seen |= listing.shown
         for stretch in plan.stretches:
             if self._stop.asked:
                 break

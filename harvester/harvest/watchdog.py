@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ _ENDING = 25.0
 _ENDING_URGED = 5.0
 _TELLING = 2.0
 _TICK = 0.5
+_SLOWEST_TICK = 5.0
 
 
 class Watchdog:
@@ -30,8 +32,9 @@ class Watchdog:
     The process is ended with ``code`` when nobody called :meth:`beat` for ``stalled`` seconds,
     ``ending`` seconds after a stop was asked for and ``ending_urged`` after it was urged; so it is
     that long after :meth:`leave`, with the code given there. Seconds are counted in ticks of its
-    own: a process that was stopped and continued was not silent meanwhile. ``last_words`` is
-    called before the end and has two seconds.
+    own: a process that was stopped and continued was not silent meanwhile. While only silence can
+    end the process the ticks are slow, since each wakes the machine. ``last_words`` is called
+    before the end and has two seconds.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Watchdog:
         self._last_words = last_words
         self._silent = dict.fromkeys(self._limits, 0.0)
         self._left = False
-        self._called_off = threading.Event()
+        self._ending = threading.Event()
+        # Twelve ticks are few enough to sleep well and many enough to be on time.
+        self._pace = min(stalled / 12, _SLOWEST_TICK) if math.isfinite(stalled) else _TICK
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -60,6 +65,10 @@ class Watchdog:
     async def keep_beating(self) -> None:
         """Beat from the running loop, for as long as it runs."""
         self._loop = asyncio.get_running_loop()
+        while not self._stop.asked:
+            self.beat()
+            await self._stop.sleep(self._pace)
+        self._ending.set()
         while True:
             self.beat()
             await asyncio.sleep(_TICK)
@@ -72,22 +81,27 @@ class Watchdog:
         """Say that the work is over and only leaving is left, with this code."""
         self._code = code
         self._left = True
-
-    def call_off(self) -> None:
-        """End watching."""
-        self._called_off.set()
+        self._ending.set()
 
     def _watch(self) -> None:
-        while not self._called_off.wait(_TICK):
+        while True:
+            passed = self._tick()
             counted = {
                 "stalled": not self._left,
                 "ending": self._stop.asked,
                 "urged": self._stop.urged or self._left,
             }
             for name, limit in self._limits.items():
-                self._silent[name] += _TICK if counted[name] else 0.0
+                self._silent[name] += passed if counted[name] else 0.0
                 if self._silent[name] > limit and math.isfinite(limit):
                     self._end()
+
+    def _tick(self) -> float:
+        """Sleep a tick; return the seconds it counts for."""
+        if self._ending.is_set():
+            time.sleep(_TICK)
+            return _TICK
+        return 0.0 if self._ending.wait(self._pace) else self._pace
 
     def _end(self) -> None:
         teller = threading.Thread(target=self._tell, name="last-words", daemon=True)

@@ -18,6 +18,17 @@ from harvester.ledger.events import write_events
 from harvester.ledger.filters import is_due
 from harvester.ledger.tables import accounts
 
+_SERVED = (
+    accounts.c.id,
+    accounts.c.name,
+    accounts.c.mode,
+    accounts.c.scope,
+    accounts.c.currency,
+    accounts.c.beneficiary,
+    accounts.c.organisation_id,
+    accounts.c.is_default,
+)
+
 
 class AccountRecords:
     """The account part of :class:`harvester.domain.ledger.Ledger`."""
@@ -63,17 +74,24 @@ class AccountRecords:
 
     async def accounts(self, ids: Collection[str] | None = None) -> list[Account]:
         """See the port."""
-        query = select(accounts).order_by(accounts.c.is_default.desc(), accounts.c.id)
+        query = select(*_SERVED).order_by(accounts.c.is_default.desc(), accounts.c.id)
         if ids is not None:
             query = query.where(accounts.c.id.in_(list(ids)))
         async with self._database.read() as connection:
-            return [_account(row) for row in await connection.execute(query)]
+            rows = (await connection.execute(query)).all()
+        return [Account(*row[:-1], bool(row.is_default)) for row in rows]
 
     async def due_accounts(self, now: datetime, horizon: datetime) -> set[str]:
         """See the port."""
         due = select(accounts.c.id).where(is_due(accounts.c.next_sweep_at, now, horizon))
         async with self._database.read() as connection:
             return set(await connection.scalars(due))
+
+    async def parked_accounts(self) -> set[str]:
+        """See the port."""
+        parked = select(accounts.c.id).where(accounts.c.parked_reason.is_not(None))
+        async with self._database.read() as connection:
+            return set(await connection.scalars(parked))
 
     async def begin_sweep(self, account_id: str) -> SweepMark:
         """See the port."""
@@ -130,16 +148,3 @@ class AccountRecords:
             )
 
         await self._database.write(work)
-
-
-def _account(row: Any) -> Account:
-    return Account(
-        id=row.id,
-        name=row.name,
-        mode=row.mode,
-        scope=row.scope,
-        currency=row.currency,
-        beneficiary=row.beneficiary,
-        organisation_id=row.organisation_id,
-        is_default=bool(row.is_default),
-    )

@@ -211,6 +211,13 @@ class CertificateRecords:
                 for row in await connection.execute(query)
             ]
 
+    async def count_missing_certificates(self, scope: OrderFilter) -> int:
+        """See the port."""
+        query = select(func.count()).select_from(orders)
+        async with self._database.read() as connection:
+            found = query.where(AWAITS_CERTIFICATE, *conditions(scope))
+            return await connection.scalar(found) or 0
+
     async def record_certificates(self, filed: Sequence[NewCertificate]) -> None:
         """See the port."""
         rows = [_row(one) for one in filed]

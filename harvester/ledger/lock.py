@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from harvester.domain.errors import LedgerHeld, LedgerUnavailable
-from harvester.ledger.place import refuse_shared_disk
+from harvester.ledger.place import refuse_other_user, refuse_shared_disk
 
 # struct flock: type, whence, start, length (0: to the end), process id.
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -42,8 +42,8 @@ class Holder:
 class LedgerLock:
     """Hold the ledger while inside; ``LedgerHeld`` at once when another does.
 
-    On a disk that other machines may write, where no lock is worth anything, nothing is touched:
-    ``ConfigurationError``.
+    On a disk that other machines may write, where no lock is worth anything, and by root where the
+    ledger is another user's, nothing is touched: ``ConfigurationError``.
     """
 
     def __init__(self, ledger: Path, command: str) -> None:
@@ -54,6 +54,7 @@ class LedgerLock:
 
     def __enter__(self) -> Self:
         refuse_shared_disk(self._ledger)
+        refuse_other_user(self._ledger)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             descriptor = os.open(self._path, flags, 0o600)

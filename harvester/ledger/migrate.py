@@ -16,10 +16,10 @@ from typing import Any
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 
-HEAD = "0006"
+HEAD = "0007"
 """The schema this release works with."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """The chain, oldest first; a revision not in it comes from a newer release."""
 
 _READ_WHOLE_AT_START = 256 * 2**20

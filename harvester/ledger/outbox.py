@@ -249,6 +249,36 @@ def _is_blocked(receiver: str) -> ColumnElement[bool]:
 
 
 @dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many events a receiver wants and has not taken, and when the oldest of them happened."""
+
+    depth: int
+    since: datetime | None
+
+
+async def backlogs(database: Database, wanting: Mapping[str, EventFilter]) -> Mapping[str, Backlog]:
+    """Return the backlog of each of these receivers; one that is not known yet is absent."""
+    found = {}
+    figures = func.count().label("depth"), func.min(events.c.at).label("since")
+    async with database.read() as connection:
+        known = (await connection.execute(select(receivers.c.name, receivers.c.cursor))).all()
+        for name, cursor in known:
+            if name not in wanting:
+                continue
+            fresh = select(*figures).where(events.c.seq > cursor, *_wanted(wanting[name]))
+            queued = (
+                select(*figures)
+                .select_from(deliveries)
+                .join(events, events.c.seq == deliveries.c.seq)
+                .where(deliveries.c.receiver == name, events.c.seq <= cursor)
+            )
+            rows = [(await connection.execute(one)).one() for one in (fresh, queued)]
+            since = min((row.since for row in rows if row.since is not None), default=None)
+            found[name] = Backlog(sum(row.depth for row in rows), since)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Lacking:
     """A receiver that does not have an event yet; ``attempts`` 0: it was not sent to it."""
 

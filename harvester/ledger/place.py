@@ -65,6 +65,26 @@ def refuse_shared_disk(ledger: Path) -> None:
         )
 
 
+def refuse_other_user(ledger: Path) -> None:
+    """Raise ``ConfigurationError`` where root would write the ledger of another user.
+
+    The lock, backups and certificates that root makes are root's, and the user whose ledger it is
+    could not open them any more. SQLite gives its own files to the ledger's owner, so that root may
+    read.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        owner = (ledger if ledger.exists() else ledger.parent).stat().st_uid
+    except OSError:
+        return  # opening it says why
+    if owner != 0:
+        raise ConfigurationError(
+            f"{ledger}: belongs to user {owner}, and what root writes here that user could not "
+            "open; run this as that user, or while the service runs, which is asked to do it"
+        )
+
+
 def identity(ledger: Path) -> Identity | None:
     """Return which file a ledger is now; None when there is none."""
     try:

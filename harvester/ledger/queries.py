@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, and_, func, not_, or_, select, tuple_
 
+from harvester.domain.orders import CertificateKind, StoredFile
 from harvester.domain.records import EVERYTHING, KnownCertificate, OrderFilter
 from harvester.ledger.certificates import known_certificate, newest_version
 from harvester.ledger.engine import Database
@@ -26,13 +27,15 @@ from harvester.ledger.tables import (
     transitions,
 )
 
-_CHUNK = 500
+_CHUNK = 1000
 _MOST_SHOWN = 100
 
 
-@dataclass(frozen=True, slots=True)
-class OrderRow:
-    """An order as the ledger has it, with its newest certificate."""
+class OrderRow(NamedTuple):
+    """An order as the ledger has it, with its newest certificate.
+
+    A tuple, since a list has millions: it is made in a seventh of the time.
+    """
 
     account_id: str
     id: str
@@ -77,14 +80,41 @@ class Summary:
     next_wake_at: datetime | None
 
 
+_METADATA = OrderRow._fields.index("metadata")
+_LISTED = (
+    # First OrderRow's fields, in their order; its certificate's are the last six.
+    orders.c.account_id,
+    orders.c.id,
+    orders.c.idempotency_key,
+    orders.c.status,
+    orders.c.quantity,
+    orders.c.metadata,
+    orders.c.created_at,
+    orders.c.first_seen_at,
+    orders.c.last_seen_at,
+    orders.c.next_check_at,
+    orders.c.mode,
+    orders.c.beneficiary,
+    orders.c.missing_since,
+    orders.c.certificate_state,
+    orders.c.attempts,
+    orders.c.failure_reason,
+    certificates.c.version,
+    certificates.c.kind,
+    certificates.c.key,
+    certificates.c.sha256,
+    certificates.c.size,
+    certificates.c.stored_at,
+)
+
+
 def _with_newest_certificate(scope: OrderFilter) -> Select[Any]:
     this = and_(
         certificates.c.account_id == orders.c.account_id,
         certificates.c.order_id == orders.c.id,
         certificates.c.version == newest_version(),
     )
-    file = [column for column in certificates.c if column.name not in orders.c]
-    return select(orders, *file).outerjoin(certificates, this).where(*conditions(scope))
+    return select(*_LISTED).outerjoin(certificates, this).where(*conditions(scope))
 
 
 async def stream_orders(
@@ -112,9 +142,9 @@ async def stream_orders(
             size
         )
         async with database.read() as connection:
-            rows = [_order_row(row) for row in await connection.execute(query)]
+            rows = (await connection.execute(query)).all()
         for row in rows:
-            yield row
+            yield _order_row(row)
         if len(rows) < size:
             return
         place = (rows[-1].created_at, rows[-1].account_id, rows[-1].id)
@@ -199,22 +229,10 @@ async def summarise(database: Database, now: datetime) -> Summary:
 
 
 def _order_row(row: Any) -> OrderRow:
-    return OrderRow(
-        account_id=row.account_id,
-        id=row.id,
-        idempotency_key=row.idempotency_key,
-        status=row.status,
-        quantity=row.quantity,
-        metadata=json.loads(row.metadata),
-        created_at=row.created_at,
-        first_seen_at=row.first_seen_at,
-        last_seen_at=row.last_seen_at,
-        next_check_at=row.next_check_at,
-        mode=row.mode,
-        beneficiary=row.beneficiary,
-        missing_since=row.missing_since,
-        certificate_state=row.certificate_state,
-        attempts=row.attempts,
-        failure_reason=row.failure_reason,
-        certificate=None if row.version is None else known_certificate(row),
-    )
+    *own, version, kind, key, sha256, size, stored_at = row
+    own[_METADATA] = json.loads(own[_METADATA])
+    certificate = None
+    if version is not None:
+        file = StoredFile(key, sha256, size)
+        certificate = KnownCertificate(version, CertificateKind(kind), file, stored_at)
+    return OrderRow._make((*own, certificate))

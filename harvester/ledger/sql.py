@@ -5,12 +5,19 @@ from __future__ import annotations
 from harvester.ledger.accounts import AccountRecords
 from harvester.ledger.certificates import CertificateRecords
 from harvester.ledger.intentions import IntentionRecords
+from harvester.ledger.looks import LookRecords
 from harvester.ledger.orders import OrderRecords
 from harvester.ledger.stuck import StuckRecords
 from harvester.ledger.webhooks import WebhookRecords
 
 
 class SqlLedger(
-    AccountRecords, OrderRecords, CertificateRecords, IntentionRecords, StuckRecords, WebhookRecords
+    AccountRecords,
+    LookRecords,
+    OrderRecords,
+    CertificateRecords,
+    IntentionRecords,
+    StuckRecords,
+    WebhookRecords,
 ):
     """The :class:`harvester.domain.ledger.Ledger` on one database."""

@@ -5,6 +5,7 @@ Instants are INTEGER microseconds since 1970 UTC: exact, sortable, free of time 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def _read(value: int | None) -> datetime | None:
+    return None if value is None else _EPOCH + value * _MICROSECOND
+
+
 class Instant(TypeDecorator[datetime]):
     """An aware UTC datetime as microseconds since 1970."""
 
@@ -34,9 +39,13 @@ class Instant(TypeDecorator[datetime]):
         """Turn an aware datetime into microseconds; a naive one is a fault of ours."""
         return None if value is None else (value - _EPOCH) // _MICROSECOND
 
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the library's signature
-        """Turn microseconds into an aware datetime."""
-        return None if value is None else _EPOCH + value * _MICROSECOND
+    def result_processor(
+        self,
+        dialect: Dialect,  # noqa: ARG002 - the library's signature
+        coltype: object,  # noqa: ARG002
+    ) -> Callable[[Any], datetime | None]:
+        """Turn microseconds into an aware datetime: without the detour that the library takes."""
+        return _read
 
 
 metadata = MetaData()

@@ -28,6 +28,11 @@ _SWEEP_SLACK: Final = timedelta(minutes=5)
 """A sweep itself takes time; one that began in time may end this much later."""
 
 
+def oldest_good_sweep(interval: timedelta) -> timedelta:
+    """Return how long ago an account's last good sweep may be, when they are so far apart."""
+    return 2 * interval + _SWEEP_SLACK
+
+
 class Progress(Protocol):
     """How late the loop is and for how long each step did not end, in seconds."""
 
@@ -113,7 +118,7 @@ class Health:
         self._requests = requests
         self._key_refused = key_refused
         self._sweep_age = sweep_age
-        self._sweep_bound = 2 * sweep_interval + _SWEEP_SLACK
+        self._sweep_bound = oldest_good_sweep(sweep_interval)
         self._probes = probes
         self._asked = 0
         self._monotonic = monotonic

@@ -1,16 +1,19 @@
 """The listener: HTTP on one address, bounded in everything a stranger could make it hold.
 
 A head has 16 KiB and ten seconds to arrive, a connection ten idle seconds, an answer five minutes
-to be taken, and there are 256 connections. What is over is cut off; the harvest goes on beside it.
+to be taken, and there are 256 connections: for one more, those go that have been waiting longest
+for the rest of a request. What is over is cut off; the harvest goes on beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from typing import Any, Final
 
 from aiohttp import web
@@ -19,6 +22,10 @@ from aiohttp.typedefs import Handler
 from harvester.web.problems import Problem, problem
 
 MOST_CONNECTIONS: Final = 256
+_CLOSED_AT_ONCE: Final = 32
+_ACCEPTED_AT_ONCE: Final = 8
+"""Connections between two turns of everything else: a busy loop accepts fewer a second."""
+_QUEUED: Final = 1024
 _LARGEST_HEAD: Final = 16 * 1024
 _IDLE_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 300.0
@@ -40,7 +47,7 @@ _quiet.disabled = True
 class _Connection(web.RequestHandler):
     """One connection, cut off when it is one too many or its request's head too large."""
 
-    __slots__ = ("_head",)
+    __slots__ = ("_head", "_server", "_waits_since")
 
     def __init__(self, server: _Server) -> None:
         super().__init__(
@@ -56,10 +63,22 @@ class _Connection(web.RequestHandler):
             logger=_quiet,
         )
         self._head = 0
+        self._server = server
+        self._waits_since = self._loop.time()
+
+    @property
+    def claim(self) -> tuple[bool, float] | None:
+        """How good its claim to a place is while a whole request is awaited; None: it works.
+
+        Whoever was answered before comes before who never was, then who began to wait later.
+        """
+        request = self._current_request
+        if self._messages or (request is not None and request.content.is_eof()):
+            return None
+        return self._request_count > (request is not None), self._waits_since
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        server = self._manager
-        if server is None or len(server.connections) >= MOST_CONNECTIONS:
+        if not self._server.admit(self):
             transport.close()
             return
         # The kernel gives up on a peer that takes nothing, also when we closed already.
@@ -68,11 +87,17 @@ class _Connection(web.RequestHandler):
         )
         super().connection_made(transport)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.forget(self)
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         waits_for_head = self._waiter is not None
         super().data_received(data)
         if not waits_for_head or self._messages:
             self._head = 0
+            if self._messages:
+                self._waits_since = self._loop.time()
             return
         self._head += len(data)
         if self._head > _LARGEST_HEAD and self.transport is not None:
@@ -94,8 +119,38 @@ class _Connection(web.RequestHandler):
 
 
 class _Server(web.Server):
+    """Makes connections, and room for them."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._open: set[_Connection] = set()
+
     def __call__(self) -> web.RequestHandler:
         return _Connection(self)
+
+    def admit(self, connection: _Connection) -> bool:
+        """Count a connection in if there is room, or can be made."""
+        if len(self._open) >= MOST_CONNECTIONS:
+            self._make_room()
+        if len(self._open) >= MOST_CONNECTIONS:
+            return False
+        self._open.add(connection)
+        return True
+
+    def forget(self, connection: _Connection) -> None:
+        """Count a connection out. Idempotent."""
+        self._open.discard(connection)
+
+    def _make_room(self) -> None:
+        """Close some of those that only hold a place, the longest waiting first.
+
+        Whoever sends its request at once is served, however many others send none. Several go at
+        a time, so that a flood does not have every one looked for among all.
+        """
+        waiting = [(claim, one) for one in self._open if (claim := one.claim) is not None]
+        for _, one in heapq.nsmallest(_CLOSED_AT_ONCE, waiting, key=itemgetter(0)):
+            self.forget(one)
+            one.force_close()
 
 
 def listener_app(*middlewares: Any) -> web.Application:
@@ -139,7 +194,13 @@ async def serve_listener(app: web.Application, host: str, port: int) -> AsyncIte
         if made is None:
             raise RuntimeError("the application was not set up")
         server = _Server(made.request_handler, request_factory=made.request_factory)
-        listening = await asyncio.get_running_loop().create_server(server, host, port)
+        listening = await asyncio.get_running_loop().create_server(
+            server, host, port, backlog=_ACCEPTED_AT_ONCE
+        )
+        for one in listening.sockets:
+            # The loop takes its backlog at a time; the kernel's queue may well be longer.
+            with socket.fromfd(one.fileno(), one.family, one.type) as same:
+                same.listen(_QUEUED)
         try:
             yield listening.sockets[0].getsockname()[1]
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import http
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -88,20 +88,33 @@ def _status_of(error: HarvesterError) -> int:
     return 502 if isinstance(error, LuneError) else 500
 
 
-async def read_body(request: web.Request, largest: int = LARGEST_BODY) -> bytes:
+async def read_body(
+    request: web.Request,
+    largest: int = LARGEST_BODY,
+    hold: Callable[[int], None] = lambda _: None,
+) -> bytes:
     """Return the body, which may take ten seconds to arrive; a 413 or 408 ``Problem`` otherwise.
 
-    The bytes are as they came: nothing is decompressed.
+    The bytes are as they came: nothing is decompressed. ``hold`` is told how many there are so
+    far, and may raise a ``Problem`` of its own.
     """
+    too_large = Problem(413, f"a body has at most {largest} bytes")
+    if (request.content_length or 0) > largest:
+        raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > largest:
-                    raise Problem(413, f"a body has at most {largest} bytes")
+                    raise too_large
+                hold(len(body))
     except TimeoutError:
         raise Problem(408, "the body took too long to arrive") from None
     except web.RequestPayloadError:
         raise Problem(400, "the body was cut short") from None
+    except RuntimeError:
+        if request.transport is None:  # the library's word for it, before a body is read
+            raise ConnectionResetError("whoever asked went away") from None
+        raise
     return bytes(body)

@@ -11,7 +11,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -30,8 +31,14 @@ log = structlog.get_logger()
 LARGEST_BODY: Final = 2**20
 """Bytes of a webhook's body."""
 
-MOST_AT_ONCE: Final = 64
-"""Webhooks in hand at a time; one more is sent away, to come again."""
+MOST_AT_ONCE: Final = 224
+"""Genuine webhooks that wait for the ledger at a time; one more is sent away, to come again."""
+
+SMALL_BODY: Final = 32 * 1024
+"""Bytes of a body that are never too many: webhooks are smaller by custom."""
+
+MOST_LARGE: Final = 8 * 2**20
+"""Bytes beyond that, of all bodies at a time."""
 
 _LEDGER_SECONDS: Final = 4.0
 _SECRETS_SECONDS: Final = 1.0
@@ -69,6 +76,7 @@ class Receiver:
         self._complained_at = -math.inf
         self._organisations: set[str | None] = set()
         self._in_hand = 0
+        self._large = 0
         self._waiting: list[tuple[Delivery, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self.outcomes: Counter[str] = Counter()
@@ -90,21 +98,46 @@ class Receiver:
     async def _take(self, request: web.Request) -> str:
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Problem(415, "a webhook is not compressed: its bytes are what is signed")
+        headers = request.headers.getall("Lune-HMAC", [])
+        if not headers:
+            self._complain("no signature")
+            raise Problem(401)  # unread: what nobody signed takes no room
+        async with self._reading(request) as body:
+            signed = self._verify(headers, body)
+            delivery = self._delivery(signed, body)
+            await self._record_in_time(signed, delivery)
+        return "stale" if delivery.is_stale else "taken"
+
+    @asynccontextmanager
+    async def _reading(self, request: web.Request) -> AsyncIterator[bytes]:
+        """Read the body and keep it counted while inside, as far as it is large."""
+        counted = 0
+
+        def hold(size: int) -> None:
+            nonlocal counted
+            more = max(size - SMALL_BODY, 0) - counted
+            if self._large + more > MOST_LARGE:
+                raise _too_many()
+            counted += more
+            self._large += more
+
+        try:
+            yield await read_body(request, LARGEST_BODY, hold)
+        finally:
+            self._large -= counted
+
+    async def _record_in_time(self, signed: Signed, delivery: Delivery) -> None:
         if self._in_hand >= MOST_AT_ONCE:
-            raise Problem(503, "too many at a time", headers={"Retry-After": "1"})
+            raise _too_many()
         self._in_hand += 1
         try:
-            body = await read_body(request, LARGEST_BODY)
-            signed = self._verify(request.headers.getall("Lune-HMAC", []), body)
             await self._require_our_organisation(signed)
-            delivery = self._delivery(signed, body)
             async with asyncio.timeout(self._patience):
                 await self._record(delivery)
         except (TimeoutError, LedgerUnavailable):
             raise Problem(503, "the ledger takes nothing just now") from None
         finally:
             self._in_hand -= 1
-        return "stale" if delivery.is_stale else "taken"
 
     def _verify(self, headers: Sequence[str], body: bytes) -> Signed:
         now = time.monotonic()
@@ -183,3 +216,7 @@ class Receiver:
         """Wait for what is being written."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
+
+
+def _too_many() -> Problem:
+    return Problem(503, "too many at a time", headers={"Retry-After": "1"})

@@ -10,13 +10,18 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from harvester.sandbox import Sandbox, SandboxOptions
+from tests.acceptance.harness import Home
+from tests.acceptance.ordering import at_the_desk
+from tests.integration.order_desk import OrderDesk
 
 COMMAND = Path(sys.executable).with_name("harvester")
 SETTINGS: dict[str, object] = {
@@ -190,6 +195,25 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
             print(f"\n{text}", end="")  # noqa: T201 - figures are for whoever runs the tests
 
     return tell
+
+
+@pytest.fixture
+async def lune() -> AsyncIterator[Sandbox]:
+    """A Lune without orders whose clock stands still."""
+    options = SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0)
+    async with Sandbox(options) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[OrderDesk]:
+    async with OrderDesk().serving() as one:
+        yield one
+
+
+@pytest.fixture
+def shop(tmp_path: Path, desk: OrderDesk) -> Home:
+    return at_the_desk(tmp_path, desk)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ A sandbox lives in the test's event loop, so subprocesses are awaited and never 
 from __future__ import annotations
 
 import asyncio
+import compileall
 import contextlib
 import fcntl
 import json
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import harvester
 from harvester.sandbox import Sandbox
 from tests import canaries
 
@@ -30,6 +32,9 @@ T = TypeVar("T")
 HARVESTER = Path(sys.executable).with_name("harvester")
 PATIENCE = 60.0
 """Seconds after which a command hangs, on the slowest of machines."""
+
+# Where PYTHONDONTWRITEBYTECODE is set, each of thousands of commands would compile all it imports.
+compileall.compile_dir(Path(harvester.__file__).parent, quiet=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harvester.sandbox import Sandbox, SandboxOptions
+from harvester.sandbox import Sandbox
 from tests.acceptance.harness import Home, until
 
 HOSTILE = ("../../etc/passwd", "; rm -rf /", "a\nb", "\x1b[31mred", "", "x" * 65, "id?limit=1")
-
-
-@pytest.fixture
-async def lune() -> AsyncIterator[Sandbox]:
-    options = SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0)
-    async with Sandbox(options) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture

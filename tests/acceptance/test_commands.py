@@ -251,6 +251,16 @@ async def test_export_as_json_lines_is_what_orders_prints(
     assert exported.rows() == complete[:4]
 
 
+async def test_what_is_no_file_is_written_to_and_never_replaced(home: Home) -> None:
+    target = home.folder / "null"
+    target.symlink_to("/dev/null")
+    assert (await home.run("export", "-o", target)).code == 0
+    assert (await home.run("run", "--drain", "--report", target)).code in (0, 3)
+    ran = await home.run("run", "--drain", "--metrics", target)
+    assert (ran.code, "would replace what is no file" in ran.err) == (2, True)
+    assert target.is_symlink()
+
+
 async def test_export_to_a_file_replaces_it_only_when_it_is_whole(
     home: Home, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,8 @@ ESTIMATE = "90ng23MKvLqbkpMwMw7yMBD4wJQrV6O6"
 
 
 @pytest.fixture
-async def lune() -> AsyncIterator[Sandbox]:
-    options = SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0)
-    async with Sandbox(options) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
 def home(tmp_path: Path, lune: Sandbox) -> Home:
     return Home(tmp_path, lune, lune__accounts=["default"], harvest__sweep_interval="500ms")
-
-
-@pytest.fixture
-async def desk() -> AsyncIterator[OrderDesk]:
-    async with OrderDesk().serving() as one:
-        yield one
-
-
-@pytest.fixture
-def shop(tmp_path: Path, desk: OrderDesk) -> Home:
-    return at_the_desk(tmp_path, desk)
 
 
 # What it costs.

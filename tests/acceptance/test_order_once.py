@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from harvester.sandbox import Sandbox, SandboxOptions
+from harvester.sandbox import Sandbox
 from tests.acceptance.harness import Home, until
 from tests.acceptance.ordering import (
     BUY,
     MASS,
     PLACED_BEFORE,
-    at_the_desk,
     chain,
     open_intentions,
 )
@@ -23,26 +22,8 @@ from tests.integration.order_desk import MESSAGE, OWN, OrderDesk, Turn, refusing
 
 
 @pytest.fixture
-async def lune() -> AsyncIterator[Sandbox]:
-    options = SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0)
-    async with Sandbox(options) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
 def home(tmp_path: Path, lune: Sandbox) -> Home:
     return Home(tmp_path, lune, lune__accounts=["default"], harvest__sweep_interval="500ms")
-
-
-@pytest.fixture
-async def desk() -> AsyncIterator[OrderDesk]:
-    async with OrderDesk().serving() as one:
-        yield one
-
-
-@pytest.fixture
-def shop(tmp_path: Path, desk: OrderDesk) -> Home:
-    return at_the_desk(tmp_path, desk)
 
 
 @asynccontextmanager

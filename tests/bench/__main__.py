@@ -19,6 +19,7 @@ BENCHMARKS = {
     "economy": "requests a day and delays for so many open orders, simulated",
     "ledger": "a ledger of a million orders: start, planning, commands, size",
     "idle": "what the daemon costs when nothing is due, and how fast commands start",
+    "load": "the harvest's pace while strangers and webhooks flood the listener",
 }
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import sys
 from pathlib import Path
 
+import harvester
 from tests.bench.static_lune import KEY
 
 HARVESTER = Path(sys.executable).with_name("harvester")
+
+# As pip does, which an environment with PYTHONDONTWRITEBYTECODE keeps an editable install from.
+compileall.compile_dir(Path(harvester.__file__).parent, quiet=1)
 
 
 class Installation:

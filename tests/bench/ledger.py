@@ -113,13 +113,16 @@ async def _plan(path: Path, now: datetime) -> tuple[Timed, int]:
         for _ in range(4):
             wall, cpu, looks = time.perf_counter(), time.process_time(), 0
             listed = await ledger.due_accounts(now, horizon)
-            looked = await ledger.accounts_with_due_looks(now, horizon)
-            for account in await ledger.accounts(listed | looked):
-                due = await ledger.due_looks(account.id, now, horizon)
-                newest = await ledger.newest_place(account.id)
-                places = [look.place for look in due if look.place is not None]
-                plan_account(places, newest or 0, read_newest=account.id in listed)
-                looks += len(due)
+            hinted = await ledger.hinted_accounts(now)
+            due = await ledger.due_looks(now, horizon)
+            newest = await ledger.newest_places(due.keys())
+            looked = due.keys() - await ledger.parked_accounts()
+            for account in await ledger.accounts(listed | hinted | looked):
+                mine = due.get(account.id, ())
+                places = [look.place for look in mine if look.place is not None]
+                top = newest.get(account.id, 0)
+                plan_account(places, top, read_newest=account.id in listed)
+                looks += len(mine)
             timed.append(Timed(time.perf_counter() - wall, time.process_time() - cpu))
     finally:
         await database.close()

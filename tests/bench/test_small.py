@@ -18,7 +18,7 @@ import pytest
 from harvester.ledger.audit import contradictions
 from harvester.ledger.engine import open_reader
 from harvester.ledger.queries import find_orders
-from tests.bench import economy, idle, ledger, pace, peers
+from tests.bench import economy, idle, ledger, load, pace, peers
 from tests.bench.__main__ import BENCHMARKS, print_table
 from tests.bench.large_ledger import TRANSITIONS, make_large_ledger
 from tests.bench.processes import run
@@ -159,6 +159,23 @@ def test_the_daemon_at_rest_asks_for_nothing() -> None:
     assert rows["run"]["requests"] == 0
     assert figure(rows["run"], "MB") > 10
     assert {"--help", "status"} <= set(rows)
+
+
+def test_beside_a_flood_the_harvest_goes_on_and_webhooks_are_taken() -> None:
+    rows = load.measure(small=True)
+    assert [row["stretch"] for row in rows] == [
+        "quiet",
+        "webhooks",
+        "quiet",
+        "all together",
+        "quiet",
+    ]
+    for row in rows:
+        assert figure(row, "certificates/s") > 0
+        assert figure(row, "peak MB") > 10
+    for row in rows[1::2]:
+        assert figure(row, "200") > 0
+        assert row["of quiet"]
 
 
 def test_what_a_command_costs_counts_what_it_started(tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ class Kept:
 
     async def looks(self, now: datetime = NOW, account: Account = ACCOUNT) -> dict[str, int | None]:
         """Return the orders due to be looked at, and their places in the listing."""
-        due = await self.ledger.due_looks(account.id, now, CADENCE.horizon(now))
+        looks = await self.ledger.due_looks(now, CADENCE.horizon(now), [account.id])
+        assert set(looks) <= {account.id}
+        due = looks.get(account.id, ())
         assert len({look.order_id for look in due}) == len(due)
         return {look.order_id: look.place for look in due}
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from harvester.domain.lifecycle import STATUSES, Anomaly, AnomalyKind, Moved, observe
-from harvester.domain.orders import SetAside, Source
+from harvester.domain.orders import CertificateState, SetAside, Source
 from harvester.domain.records import EVERYTHING, OpenOrder, OrderFilter
 from harvester.ledger.queries import summarise
 from tests.contract.ledger_cases import (
@@ -304,16 +304,37 @@ async def test_postponed_looks_are_due_at_the_new_date(kept: Kept) -> None:
     assert set(await kept.looks(NOW + HOUR)) == {"o1", "o2"}
 
 
-async def test_accounts_with_due_looks_are_those_with_open_orders_whose_date_has_come(
-    kept: Kept,
-) -> None:
-    await kept.see(order("o1", "complete"))
+async def test_due_looks_are_told_by_account_of_all_or_of_some(kept: Kept) -> None:
+    await kept.see(order("o1", "complete"), order("o2"), order("o3", "retiring"))
     await kept.see(order("o2", "paid"), account=CLIENT)
     late = NOW + HOUR
-    assert await kept.ledger.accounts_with_due_looks(NOW, CADENCE.horizon(NOW)) == set()
-    assert await kept.ledger.accounts_with_due_looks(late, CADENCE.horizon(late)) == {"client"}
+
+    async def due(now: datetime, ids: list[str] | None = None) -> dict[str, set[str]]:
+        looks = await kept.ledger.due_looks(now, CADENCE.horizon(now), ids)
+        return {account: {look.order_id for look in mine} for account, mine in looks.items()}
+
+    assert await due(NOW) == {}
+    assert await due(late) == {"acct": {"o2", "o3"}, "client": {"o2"}}
+    assert await due(late, ["client", "nobody"]) == {"client": {"o2"}}
+    assert await due(late, []) == {}
     await kept.ledger.park_account("client", "suspended", FAR, NOW)
-    assert await kept.ledger.accounts_with_due_looks(late, CADENCE.horizon(late)) == set()
+    assert await due(late, ["client"]) == {"client": {"o2"}}
+
+
+async def test_an_owed_certificate_is_no_look(kept: Kept) -> None:
+    await kept.see(order("o1", "complete"))
+    broken = (await kept.due())[0]
+    await kept.fail(broken, state=CertificateState.FAILED, due=NOW)
+    assert await kept.ledger.due_looks(NOW + HOUR, CADENCE.horizon(NOW + HOUR)) == {}
+
+
+async def test_parked_accounts_are_told_until_a_good_sweep(kept: Kept) -> None:
+    assert await kept.ledger.parked_accounts() == set()
+    await kept.ledger.park_account("client", "suspended", FAR, NOW)
+    assert await kept.ledger.parked_accounts() == {"client"}
+    mark = await kept.ledger.begin_sweep("client")
+    await kept.ledger.finish_sweep("client", mark, NOW, FAR, joined=True)
+    assert await kept.ledger.parked_accounts() == set()
 
 
 async def test_open_orders_not_seen_since_an_instant_are_told_within_the_scope(kept: Kept) -> None:

@@ -29,7 +29,7 @@ async def test_the_first_page_ever_gives_places_and_the_next_goes_on_below(kept:
     assert first.place == 0
     await sweep_page(kept, *listing(3, 5), place=first.place - 3)
     assert await places(kept) == {"o0": 0, "o1": -1, "o2": -2, "o3": -3, "o4": -4}
-    assert await kept.ledger.newest_place("acct") == 0
+    assert await kept.ledger.newest_places(["acct", "client"]) == {"acct": 0}
 
 
 async def test_new_orders_get_places_above_the_known_ones_on_their_page(kept: Kept) -> None:
@@ -62,7 +62,24 @@ async def test_the_order_above_is_the_next_newer_one(kept: Kept) -> None:
     assert await kept.ledger.order_above("acct", "o2") == DueLook("o1", -1)
     assert await kept.ledger.order_above("acct", "o0") is None
     assert await kept.ledger.order_above("acct", "never") is None
-    assert await kept.ledger.newest_place("nobody") is None
+
+
+async def test_the_newest_place_is_the_highest_at_the_top_of_each_listing(kept: Kept) -> None:
+    await sweep_page(kept, *listing(1, 12))
+    await kept.see(*listing(0, 1), source=Source.TRACK)  # no page has shown it yet
+    await kept.see(*listing(0, 3), account=CLIENT)
+    assert await kept.ledger.newest_places(["acct", "client", "nobody"]) == {"acct": 0}
+    await sweep_page(kept, *listing(0, 4))
+    assert await kept.ledger.newest_places(["acct"]) == {"acct": 1}
+    assert await kept.ledger.newest_places([]) == {}
+
+
+async def test_neighbours_whose_dates_contradict_the_listing_do_not_lower_its_top(
+    kept: Kept,
+) -> None:
+    older, newer = listing(0, 2)[::-1]
+    await sweep_page(kept, older, newer, *listing(2, 9))
+    assert await kept.ledger.newest_places(["acct"]) == {"acct": 0}
 
 
 async def test_recent_stays_are_told_but_for_those_nobody_saw_begin(kept: Kept) -> None:

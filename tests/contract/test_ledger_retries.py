@@ -115,7 +115,10 @@ async def test_missing_certificates_are_those_of_complete_orders_in_scope(kept: 
     await kept.see(order("o4", "retiring"), cadence=EAGER)
     await kept.see(order("o5", "complete"), account=CLIENT)
     await kept.file(stored(key="acct/o2.pdf"), "o2")
-    missing = kept.ledger.missing_certificates
+    missing, count = kept.ledger.missing_certificates, kept.ledger.count_missing_certificates
     assert [one.order_id for one in await missing(EVERYTHING)] == ["o1", "o5"]
+    assert await count(EVERYTHING) == 2
     scope = OrderFilter(accounts=frozenset({"client"}))
     assert [one.order_id for one in await missing(scope)] == ["o5"]
+    assert await count(scope) == 1
+    assert await count(OrderFilter(status="paid")) == 0

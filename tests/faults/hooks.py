@@ -77,6 +77,7 @@ class Desk:
     receiver: Receiver
     session: aiohttp.ClientSession
     account_id: str
+    port: int
     woken: int = 0
 
     async def post(
@@ -133,8 +134,10 @@ async def desk(
         app.add_routes(receiver.routes())
         async with (
             serve_listener(app, "127.0.0.1", 0) as port,
-            aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+            aiohttp.ClientSession(
+                f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=0)
+            ) as session,
         ):
-            made.append(Desk(harvest, receiver, session, scene.lune.accounts[0].id))
+            made.append(Desk(harvest, receiver, session, scene.lune.accounts[0].id, port))
             yield made[0]
             await receiver.close()

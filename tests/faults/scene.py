@@ -17,13 +17,13 @@ from typing import Any
 
 from harvester import logs
 from harvester.app import Harvest, open_harvest
+from harvester.configuration import load
 from harvester.domain.records import EVERYTHING, OrderFilter
 from harvester.harvest.drain import DrainReport
 from harvester.harvest.stopping import Stop
 from harvester.lune import Deadlines
 from harvester.sandbox import Sandbox
 from harvester.sandbox.world import Order
-from harvester.settings import load
 from tests.acceptance.harness import Home, Ran
 from tests.faults.wire import Wire
 

@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from harvester import logs
 from harvester.archive.layout import QUARANTINE, Layout, split_key
 from harvester.archive.pdf import check_pdf
+from harvester.configuration import load
 from harvester.domain.errors import (
     CertificateRejected,
     ConfigurationError,
@@ -43,7 +44,6 @@ from harvester.lune.wire import (
     read_quote,
 )
 from harvester.secret import Secret
-from harvester.settings import load
 from tests.integration.raw_server import Naps, raw_server
 
 Target = Callable[[bytes], None]

@@ -117,12 +117,15 @@ async def work_a_round(ledger: SqlLedger) -> None:
     """Ask what a daemon asks at every turn, with nothing due."""
     horizon = NOW + timedelta(days=30)
     await ledger.due_accounts(NOW, horizon)
-    await ledger.accounts_with_due_looks(NOW, horizon)
-    for account in await ledger.accounts():
-        await ledger.due_looks(account.id, NOW, horizon)
+    await ledger.hinted_accounts(NOW)
+    await ledger.due_looks(NOW, horizon)
+    await ledger.parked_accounts()
+    await ledger.due_looks(NOW, horizon, [account.id for account in await ledger.accounts()])
     await ledger.due_certificates(NOW, horizon, 200)
     await ledger.earliest_due(EVERYTHING)
+    await ledger.count_missing_certificates(EVERYTHING)
     await ledger.missing_certificates(EVERYTHING)
+    await ledger.open_orders(EVERYTHING)
 
 
 @fault("D18")

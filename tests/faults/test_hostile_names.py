@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from harvester.configuration import load
 from harvester.domain.errors import ConfigurationError
-from harvester.settings import load
 from tests.acceptance.harness import Home
 from tests.faults.catalogue import fault
 from tests.faults.scene import Scene

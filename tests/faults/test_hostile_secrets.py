@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from harvester.configuration import load
 from harvester.domain.errors import ConfigurationError, HarvesterError
-from harvester.settings import load
 from tests import canaries
 from tests.acceptance.harness import Home
 from tests.canaries import encodings
@@ -297,7 +297,7 @@ async def test_a_crash_shows_no_key_at_the_chattiest_level(
     break_it = (
         "import asyncio, logging, os, sys\n"
         "from pathlib import Path\n"
-        "from harvester import logs\nfrom harvester.settings import load\n"
+        "from harvester import logs\nfrom harvester.configuration import load\n"
         "import structlog\n"
         "settings = load(Path(sys.argv[1]))\n"
         "key = settings.api_key.read()\n"

@@ -66,7 +66,8 @@ async def test_a_stretch_is_found_again_after_new_orders_came(
         for account in await harvest.ledger.accounts():
             await harvest.ledger.postpone_sweep(account.id, now())
         await harvest.sweep.run_once(await harvest.book.accounts())
-        assert await harvest.ledger.newest_place(sandbox.accounts[0].id) == 130
+        own = sandbox.accounts[0].id
+        assert await harvest.ledger.newest_places([own]) == {own: 130}
         assert await look(harvest, sandbox) == (1, 1)
 
 
@@ -90,8 +91,8 @@ async def test_the_ledger_knows_where_in_the_listing_its_open_orders_are(
         await harvest.drain().run()
         account = sandbox.accounts[0].id
         later = now() + timedelta(hours=7)
-        due = await harvest.ledger.due_looks(account, later, harvest.cadence.horizon(later))
-        depths = {one.order_id: -(one.place or 0) for one in due}
+        due = await harvest.ledger.due_looks(later, harvest.cadence.horizon(later), [account])
+        depths = {one.order_id: -(one.place or 0) for one in due[account]}
         assert depths == {listing[place].id: place for place in (150, 230, 420)}
         above = await harvest.ledger.order_above(account, listing[150].id)
         assert above is not None

@@ -17,7 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harvester.app import now
 from harvester.domain.errors import KeyRefused, NotFound
+from harvester.domain.events import EventFilter
+from harvester.ledger.events import read_events
 from harvester.ledger.figures import last_sweep
+from harvester.ledger.outbox import SqlOutbox, backlogs
 from harvester.lune.outcomes import Outcomes
 from harvester.sandbox import Sandbox
 from harvester.service import metrics_of
@@ -26,6 +29,7 @@ from tests.integration.web_service import Service, serving
 from tests.needs import need
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
+A_HOOK = {"hooks": [{"name": "billing", "command": ["true"]}]}
 NAME = re.compile(r"\b(?:harvester|process)_[a-z_]+")
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -149,6 +153,61 @@ async def test_the_sweep_that_counts_is_that_of_the_followed_account_that_waits_
         assert await last_sweep(harvest.database, later, bound) == later
 
 
+async def test_what_a_receiver_has_not_taken_is_counted_and_dated(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    taken = {"name": "taken", "command": ["true"]}
+    lacking = {"name": "lacking", "command": ["false"], "types": ["certificate.stored"]}
+    began = now().timestamp()
+    for _ in range(3):
+        sandbox.create_order("complete", hold=True)
+    sandbox.create_order("paid", hold=True)
+    async with serving(sandbox, tmp_path, events={"hooks": [taken, lacking]}) as service:
+        await service.stored(3)
+
+        async def counted() -> bool:
+            samples = await scraped(service)
+            return samples["harvester_outbox_events", ("taken",)] == 0
+
+        await service.until(counted, 40)
+        samples = await scraped(service)
+    assert samples["harvester_outbox_events", ("lacking",)] == 3
+    oldest = "harvester_outbox_oldest_event_timestamp_seconds"
+    assert began <= samples[oldest, ("lacking",)] <= now().timestamp()
+    assert abs(samples[oldest, ("taken",)] - now().timestamp()) < 60
+
+
+async def test_only_events_that_a_receiver_wants_are_in_its_backlog(
+    opened: OpenHarvest, sandbox: Sandbox
+) -> None:
+    sandbox.create_order("complete", hold=True)
+    wanting = {
+        "desk": EventFilter(frozenset({"certificate.stored"})),
+        "billing": EventFilter(accounts=frozenset({"another"})),
+        "all": EventFilter(),
+        "not known": EventFilter(),
+    }
+    async with opened() as harvest:
+        await SqlOutbox(harvest.database).register_receivers(["desk", "billing", "all", "dropped"])
+        await harvest.drain().run()
+        found = await backlogs(harvest.database, wanting)
+        kept = (await read_events(harvest.database, 0, 100)).events
+    depths = {name: backlog.depth for name, backlog in found.items()}
+    assert depths == {"desk": 1, "billing": 0, "all": len(kept)}
+    assert found["billing"].since is None
+    assert found["all"].since == min(event.at for event in kept)
+    (stored,) = [event for event in kept if event.type == "certificate.stored"]
+    assert found["desk"].since == stored.at
+
+
+async def test_the_bound_of_a_sweeps_age_is_the_one_that_readiness_has(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    async with serving(sandbox, tmp_path, sweep_interval="20m") as service:
+        samples = await scraped(service)
+    assert samples["harvester_oldest_good_sweep_seconds", ()] == 45 * 60
+
+
 def test_requests_are_counted_by_endpoint_and_outcome_without_ids() -> None:
     counts = Outcomes()
     with counts.counting("GET", "/v1/orders/abc/certificate"):
@@ -188,7 +247,7 @@ async def test_every_metric_that_alerts_and_dashboard_name_is_in_a_scrape(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.create_order("complete", hold=True)
-    async with serving(sandbox, tmp_path) as service:
+    async with serving(sandbox, tmp_path, events=A_HOOK) as service:
         await service.stored(1)
         names = {name for name, _ in await scraped(service)}
     for file in ("alerts.yml", "dashboard.json"):

@@ -72,11 +72,13 @@ async def serving(
     *,
     token: str | None = TOKEN,
     token_file: Path | None = None,
+    events: Mapping[str, Any] | None = None,
     **harvest: Any,
 ) -> AsyncIterator[Service]:
-    """Run the service on a free port of loopback while inside."""
+    """Run the service on a free port of loopback while inside; ``events`` is its [events]."""
     settings = settings_for(sandbox, folder, **({"sweep_interval": "200ms"} | harvest))
     settings = with_http(settings, listen="127.0.0.1:0", token=token, token_file=token_file)
+    settings = Settings.model_validate(settings.model_dump() | {"events": events or {}})
     stop = Stop()
     with structlog.testing.capture_logs() as lines:
         async with open_harvest(settings, stop, "test") as opened:

@@ -183,6 +183,7 @@ def test_weights_are_learned_from_how_long_orders_stayed(weight: float) -> None:
 
 def test_few_stays_change_little_and_none_change_nothing() -> None:
     assert learn_weights([]) == pytest.approx(WEIGHTS)
+    assert learn_weights([], {PAID: 3.0}) == pytest.approx({PAID: 3.0})
     assert learn_weights(stays_of(5.0, 2))[PAID] == pytest.approx(WEIGHTS[PAID], rel=0.2)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from harvester.settings import SECRETS, Settings, load
+from harvester.configuration import SECRETS, load
+from harvester.settings import Settings
 from harvester.subscriptions import HookSettings, ReceiverSettings
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"

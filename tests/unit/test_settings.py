@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from harvester.configuration import find_config, load
+from harvester.domain.cadence import WEIGHTS
 from harvester.domain.errors import ConfigurationError
-from harvester.settings import Settings, find_config, load
+from harvester.settings import Settings
 
 CANARY = "sk_live_Canary"
 
@@ -51,6 +53,14 @@ def told(file: Path, text: str) -> tuple[str, ...]:
 
 def test_an_empty_file_and_no_file_are_all_defaults(file: Path) -> None:
     assert loaded(file, "") == load(None) == Settings()
+
+
+def test_weights_are_by_status_and_above_zero(file: Path) -> None:
+    settings = loaded(file, "[harvest]\nweight_paid = 2\nstuck_paid = '3d'\n")
+    assert settings.harvest.weights == {**WEIGHTS, "paid": 2.0}
+    assert settings.harvest.stuck["paid"] == timedelta(days=3)
+    (problem,) = told(file, "[harvest]\nweight_paid = 0\n")
+    assert problem == f"{file}: harvest.weight_paid: input should be greater than 0"
 
 
 def test_every_section_is_read_from_the_file(file: Path) -> None:

@@ -1,0 +1,171 @@
+"""A round of the sweep on a real ledger: planned once for all accounts, true to what came since."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Collection
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from harvester.domain.orders import Account, Order, OrderPage
+from harvester.domain.ports import Lune
+from harvester.domain.records import EVERYTHING
+from harvester.domain.urgency import Urgency
+from harvester.harvest.stopping import Stop
+from harvester.harvest.sweep import Sweep
+from harvester.ledger import migrate
+from harvester.ledger.engine import Database
+from harvester.ledger.queries import summarise
+from harvester.ledger.sql import SqlLedger
+from tests.contract.ledger_cases import ACCOUNT, CADENCE, CLIENT, DAY, FAR, HOUR, NOW, Kept, order
+
+LATER = NOW + DAY
+
+
+class SlowLune:
+    """A Lune whose single orders are served when ``go`` is set; notes what it is asked for."""
+
+    def __init__(self, *pages: OrderPage) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self._pages = iter(pages)
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+
+    async def fetch_order(
+        self, account: Account, order_id: str, *, urgency: Urgency = Urgency.DUE
+    ) -> Order:
+        self.asked.append((account.id, order_id))
+        self.begun.set()
+        await self.go.wait()
+        return order(order_id, "paid")
+
+    async def fetch_orders(
+        self, account: Account, after: str | None = None, *, urgency: Urgency = Urgency.DUE
+    ) -> OrderPage:
+        self.asked.append((account.id, "newest" if urgency is Urgency.BACKGROUND else str(after)))
+        return next(self._pages, OrderPage((), (), None))
+
+
+class PlannedFrom(SqlLedger):
+    """A ledger that tells when a round has read what it plans from."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.planned = asyncio.Event()
+
+    async def accounts(self, ids: Collection[str] | None = None) -> list[Account]:
+        self.planned.set()
+        return await super().accounts(ids)
+
+
+@pytest.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
+    path = tmp_path / "ledger.db"
+    migrate.upgrade(path)
+    database = Database(path)
+    ledger = SqlLedger(database)
+    await ledger.record_accounts([ACCOUNT, CLIENT], NOW)
+    for account in (ACCOUNT, CLIENT):
+        await ledger.postpone_sweep(account.id, LATER + HOUR)
+    yield Kept(ledger, database)
+    await database.close()
+
+
+def sweep_of(kept: Kept, lune: SlowLune) -> Sweep:
+    return Sweep(cast("Lune", lune), kept.ledger, CADENCE, lambda: LATER, Stop())
+
+
+async def test_a_round_is_planned_and_the_ledger_counted_from_indexes_alone(kept: Kept) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "FROM orders" in statement:
+            asked.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        await kept.ledger.due_looks(NOW, FAR)
+        await kept.ledger.newest_places(["acct"])
+        await kept.ledger.count_missing_certificates(EVERYTHING)
+        await summarise(kept.database, NOW)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    with closing(sqlite3.connect(kept.database.path)) as connection:
+        steps = [
+            step[3]
+            for statement, parameters in asked
+            for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            if " orders" in step[3]
+        ]
+    assert len(steps) >= 6
+    assert [step for step in steps if " COVERING INDEX orders_" not in step] == []
+
+
+async def test_what_another_turn_looked_at_meanwhile_is_not_asked_for_again(kept: Kept) -> None:
+    await kept.see(order("o1"))
+    lune, ledger = SlowLune(), PlannedFrom(kept.database)
+    sweep = sweep_of(Kept(ledger, kept.database), lune)
+    first = asyncio.create_task(sweep.run_once([]))
+    await lune.begun.wait()
+    ledger.planned.clear()
+    second = asyncio.create_task(sweep.run_once([]))
+    await ledger.planned.wait()
+    lune.go.set()
+    reports = [await first, await second]
+    assert lune.asked == [("acct", "o1")]
+    assert [report.changed for report in reports] == [1, 0]
+
+
+async def test_due_looks_of_all_accounts_but_the_parked_are_asked_for(kept: Kept) -> None:
+    await kept.see(order("o1"))
+    await kept.see(order("o2"), account=CLIENT)
+    lune = SlowLune()
+    lune.go.set()
+    await kept.ledger.park_account("client", "suspended", FAR, NOW)
+    await sweep_of(kept, lune).run_once([])
+    assert lune.asked == [("acct", "o1")]
+
+
+async def test_a_parked_account_whose_time_has_come_is_asked_for_its_looks_too(kept: Kept) -> None:
+    await kept.see(order("o2"), account=CLIENT)
+    lune = SlowLune()
+    lune.go.set()
+    await kept.ledger.park_account("client", "suspended", LATER, NOW)
+    await sweep_of(kept, lune).run_once([ACCOUNT, CLIENT])
+    assert lune.asked == [("client", "newest"), ("client", "o2")]
+    assert await kept.ledger.parked_accounts() == set()
+
+
+def page(*ids: str) -> OrderPage:
+    return OrderPage(tuple(order(one) for one in ids), (), ids[-1] if ids else "more")
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [page("o1", "o2"), page("o1", "o2")],
+        [page("o1"), page("o2"), page("o3"), page("o2")],
+        [page("o1"), page()],
+    ],
+    ids=["the same page", "an earlier page", "an empty page"],
+)
+async def test_a_listing_that_never_ends_is_given_up(kept: Kept, pages: list[OrderPage]) -> None:
+    await kept.ledger.postpone_sweep("acct", LATER)
+    lune = SlowLune(*pages)
+    report = await sweep_of(kept, lune).run_once([ACCOUNT])
+    assert "never ends" in report.failed["acct"]
+    assert len(lune.asked) == len(pages)
+
+
+async def test_what_the_newest_page_shows_is_not_asked_for_by_itself(kept: Kept) -> None:
+    await kept.see(order("o1"), order("o2"))
+    await kept.ledger.postpone_sweep("acct", LATER)
+    lune = SlowLune(page("o3"), OrderPage((order("o1"),), (), None))
+    lune.go.set()
+    await sweep_of(kept, lune).run_once([ACCOUNT])
+    assert lune.asked == [("acct", "newest"), ("acct", "newest"), ("acct", "o2")]
