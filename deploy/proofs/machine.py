@@ -107,7 +107,7 @@ class Machine:
             ("/var/backups", self.backups),
         ):
             line = line.replace(there, str(here))
-        as_root = 'sudo() { "$@"; }; ' + line
+        as_root = f'sudo() {{ "$@"; }}; as_service() {{ {self.program} "$@"; }}; {line}'
         return run("bash", "-euc", as_root, env=self.environment | _package_index(), cwd=checkout)
 
     def start(self) -> None:

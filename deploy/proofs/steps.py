@@ -90,7 +90,7 @@ def run(*command: str | Path, exits: int = 0, within: float = 600.0, **options: 
     return str(done.stdout)
 
 
-def until(holds: Callable[[], object], what: str, within: float = 60.0) -> float:
+def until(holds: Callable[[], object], what: str, within: float = 180.0) -> float:
     """Wait for something, asking often; return the seconds it took. Fails when it never comes."""
     began = time.monotonic()
     while not holds():
