@@ -18,7 +18,7 @@ from proofs.handbook import read_blocks
 from proofs.machine import Lune, Machine, install
 from proofs.steps import REPOSITORY, Proof, fail, until
 
-ORDERS = 400
+ORDERS = 250
 _SECTION = "Once over, as a backfill"
 _INTERRUPTED, _HELD, _WRONG_KEY, _CONFIGURATION, _UNFINISHED, _USAGE = 130, 75, 77, 78, 3, 2
 
@@ -55,7 +55,7 @@ class _Drains:
         self._proof = proof
         self._machine = machine
         self._lune = lune
-        self._commands, self._cron = read_blocks(REPOSITORY / "README.md")[_SECTION]
+        self._commands, self._cron, _ = read_blocks(REPOSITORY / "README.md")[_SECTION]
         self._all: dict[str, Any] = {}
 
     def _line(self, word: str) -> str:
@@ -104,7 +104,9 @@ class _Drains:
     def by_key(self) -> None:
         with self._proof.step("a list of idempotency keys"):
             machine = self._machine("keys")
-            keys = [row["idempotency_key"] for row in self._all.values() if row["idempotency_key"]]
+            keys = [row["idempotency_key"] for row in self._all.values() if row["idempotency_key"]][
+                :20
+            ]
             (machine.root / "invoices.txt").write_text("\n".join(keys) + "\n", "utf-8")
             files = self._drain(machine, self._line("--key"))
             self._expect(files, self._complete(lambda _: True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from harvester.ledger.lock import LedgerLock
 from tests.acceptance.harness import Home
 from tests.needs import need
 
+TEMPORARY = Path(tempfile.gettempdir())
 OTHER = 64_725
 """A user of the range that systemd takes dynamic users from."""
 
@@ -49,12 +52,16 @@ async def test_the_user_whose_ledger_it_is_may_write_it(theirs: Home) -> None:
     def hold() -> int:
         child = os.fork()
         if child == 0:
-            os.setuid(OTHER)
-            with LedgerLock(theirs.ledger, "test"):
-                os._exit(0)
+            try:
+                os.setuid(OTHER)
+                with LedgerLock(theirs.ledger, "test"):
+                    os._exit(0)
+            finally:
+                os._exit(1)  # whatever happens, there must not be two of us
         return os.waitpid(child, 0)[1]
 
-    for folder in (theirs.folder, *list(theirs.folder.parents)[:2]):
+    above = theirs.folder.parents
+    for folder in (theirs.folder, *itertools.takewhile(lambda one: one != TEMPORARY, above)):
         folder.chmod(0o755)
     assert await asyncio.to_thread(hold) == 0
 

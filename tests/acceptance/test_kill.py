@@ -14,7 +14,7 @@ import pytest
 from tests.acceptance.conftest import House
 from tests.acceptance.other_lune import Habits, OtherLune
 
-ROUNDS = 15
+ROUNDS = 8
 DAYS = ["placed", "paid", "retiring", "complete"]
 
 
@@ -106,7 +106,7 @@ def finish(house: House, lune: OtherLune) -> None:
     assert_all_is_there_once(house, lune)
 
 
-@pytest.mark.parametrize(("command", "rounds"), [(["run", "--drain"], ROUNDS), (["run"], 6)])
+@pytest.mark.parametrize(("command", "rounds"), [(["run", "--drain"], ROUNDS), (["run"], 4)])
 def test_a_harvester_killed_again_and_again_files_everything_once(
     house: House,
     large: OtherLune,

@@ -65,7 +65,7 @@ def _call(node: ast.Call) -> Iterator[str]:
     match node.func:
         # A template that is not written here could read attributes of what it is given.
         case ast.Attribute(value=template, attr="format" | "format_map"):
-            if not _is_constant(template):
+            if not (_is_constant(template) or ast.unparse(template) == "super()"):
                 yield f"{node.lineno}: formats with a template that is data"
     for keyword in node.keywords:
         if keyword.arg == "shell" and not _is(keyword.value, False):
