@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,9 +22,10 @@ def main(arguments: Sequence[str]) -> int:
     A proof that this machine cannot run is named with the reason, and counts as failed where
     ``HARVESTER_REQUIRE_ALL`` is set.
     """
+    # A proof that is ended clears up like one that failed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parser = argparse.ArgumentParser(prog="deploy/prove", description=__doc__)
     parser.add_argument("proofs", nargs="+", choices=PROOFS, metavar="|".join(PROOFS))
     chosen = dict.fromkeys(parser.parse_args(arguments).proofs)
     held = [Proof(name).run(importlib.import_module(f"proofs.{name}").prove) for name in chosen]
-    sys.stdout.flush()
     return 0 if all(held) else 1

@@ -27,7 +27,8 @@ def prove(proof: Proof) -> None:
     """Drain in every way that is documented, and end in every way that has a code."""
     with proof.step("installed by the README's commands"):
         programs = install(proof.folder / "programs", REPOSITORY)
-        lune = Lune(proof, programs / "bin" / "harvester", "--orders", str(ORDERS), "--speed", "0")
+        options = f"--orders {ORDERS} --speed 0 --rate-limit 0".split()
+        lune = Lune(proof, programs / "bin" / "harvester", *options)
 
     def machine(name: str) -> Machine:
         return Machine(proof, name, programs, lune)

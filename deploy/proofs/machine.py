@@ -60,7 +60,7 @@ class Machine:
                 "base_url": base_url,
                 "api_key_file": str(self.key),
                 "accounts": ["all"],
-                "rate_limit": 500,
+                "rate_limit": 50,
             },
             "database": {"url": f"sqlite:///{self.ledger}"},
             "storage": {"url": self.archive.as_uri()},

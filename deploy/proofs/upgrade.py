@@ -26,9 +26,8 @@ def prove(proof: Proof) -> None:
     older = _release_before(proof.folder / "older")
     with proof.step("the release before is installed, and has data"):
         programs = install(proof.folder / "programs", older)
-        lune = Lune(
-            proof, programs / "bin" / "harvester", "--orders", str(ORDERS), "--speed", "10000000"
-        )
+        options = f"--orders {ORDERS} --speed 10000000 --rate-limit 0".split()
+        lune = Lune(proof, programs / "bin" / "harvester", *options)
         machine = Machine(proof, "old", programs, lune)
         machine.start()
         recorded = machine.settle(ORDERS)
