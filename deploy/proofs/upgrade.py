@@ -14,7 +14,7 @@ from typing import Any
 
 from proofs.handbook import read_blocks
 from proofs.machine import Lune, Machine, install, same
-from proofs.steps import REPOSITORY, CannotProve, Proof, fail, run
+from proofs.steps import REPOSITORY, CannotProve, Proof, StepFailed, fail, run
 
 ORDERS = 60
 _PAGE = REPOSITORY / "deploy" / "README.md"
@@ -125,10 +125,12 @@ def _release_before(folder: Path) -> Path:
     before = os.environ.get("PROVE_RELEASE_BEFORE")
     if before is None:
         chain = ("--diff-filter=A", "--format=%H", "-1", "--", "migrations/versions")
-        newest = run(*git, "log", *chain).strip()
-        if not newest or run(*git, "rev-parse", "--is-shallow-repository").strip() == "true":
-            raise CannotProve("needs a clone with its history, for the release before")
-        before = f"{newest}^"
+        try:
+            newest = run(*git, "log", *chain).strip()
+            before = run(*git, "rev-parse", "--verify", f"{newest}^").strip()
+        except (StepFailed, OSError) as error:
+            lacking = "needs git and a clone with its history, for the release before"
+            raise CannotProve(lacking) from error
     folder.mkdir()
     run(*git, "archive", "-o", folder / "release.tar", before)
     run("tar", "-C", folder, "-xf", folder / "release.tar")
