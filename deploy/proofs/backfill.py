@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from proofs.handbook import read_blocks
-from proofs.machine import Lune, Machine, install
+from proofs.lune import Lune
+from proofs.machine import Machine, install
 from proofs.steps import REPOSITORY, Proof, fail, until
 
 ORDERS = 250
@@ -27,8 +27,8 @@ def prove(proof: Proof) -> None:
     """Drain in every way that is documented, and end in every way that has a code."""
     with proof.step("installed by the README's commands"):
         programs = install(proof.folder / "programs", REPOSITORY)
-        options = f"--orders {ORDERS} --speed 0 --rate-limit 0".split()
-        lune = Lune(proof, programs / "bin" / "harvester", *options)
+        options = f"--orders {ORDERS} --speed 0 --rate-limit 0"
+        lune = Lune(proof, programs / "bin" / "harvester", options)
 
     def machine(name: str) -> Machine:
         return Machine(proof, name, programs, lune)
@@ -125,7 +125,7 @@ class _Drains:
     def killed(self) -> None:
         with self._proof.step("killed in the middle, and run again"):
             machine = self._machine("killed")
-            asked = _asked_for_certificates(self._lune)
+            asked = self._lune.requests("certificate")
             drain = machine.start_command("run", "--drain")
             enough = len(self._complete(lambda _: True)) // 4
             until(lambda: len(machine.certificates()) > enough, "the first certificates")
@@ -134,7 +134,7 @@ class _Drains:
                 fail("it had ended before it was killed")
             there = len(machine.certificates())
             self._expect(self._drain(machine, "harvester run --drain"), self._complete(bool))
-            twice = _asked_for_certificates(self._lune) - asked - len(machine.certificates())
+            twice = self._lune.requests("certificate") - asked - len(machine.certificates())
             self._proof.seen = (
                 f"{there} certificates when killed, {len(machine.certificates())} after, "
                 f"{twice} asked for twice, {machine.verify()}"
@@ -163,10 +163,10 @@ class _Ends:
 
     def something_missing(self) -> None:
         with self._proof.step("3 while something owed cannot be had, then 0"):
-            _ask_sandbox(self._lune, "POST", "/faults", {"name": "certificate-missing"})
+            self._lune.ask("POST", "/faults", {"name": "certificate-missing"})
             self._machine.harvester("run", "--drain", exits=_UNFINISHED)
             missing = len(self._machine.orders("--certificate", "owed"))
-            _ask_sandbox(self._lune, "DELETE", "/faults/certificate-missing")
+            self._lune.ask("DELETE", "/faults/certificate-missing")
             self._machine.harvester("retry", "--all")
             self._machine.harvester("run", "--drain")
             left = len(self._machine.orders("--certificate", "owed"))
@@ -219,19 +219,3 @@ def _busiest_quarter(orders: dict[str, Any]) -> tuple[date, date]:
     ((year, quarter), _), *_ = quarters.most_common()
     following = date(year + (quarter == 3), (3 * quarter + 3) % 12 + 1, 1)
     return date(year, 3 * quarter + 1, 1), following - timedelta(days=1)
-
-
-def _asked_for_certificates(lune: Lune) -> int:
-    requests: dict[str, dict[str, int]] = _ask_sandbox(lune, "GET", "")["requests"]
-    return sum(sum(requests[path].values()) for path in requests if "certificate" in path)
-
-
-def _ask_sandbox(lune: Lune, method: str, path: str, body: dict[str, str] | None = None) -> Any:
-    request = urllib.request.Request(  # noqa: S310 - the sandbox is on loopback
-        f"{lune.base_url.removesuffix('/v1')}/_sandbox{path}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-        method=method,
-    )
-    with urllib.request.urlopen(request) as answer:  # noqa: S310 - as above
-        return json.loads(answer.read() or b"null")

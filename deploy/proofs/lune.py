@@ -1,60 +1,44 @@
-"""The sandbox of Lune on this machine's loopback, for a proof."""
+"""The sandbox of an installed harvester, in Lune's place on this machine's loopback."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+import secrets
 import urllib.request
 from pathlib import Path
+from typing import Any
 
-from proofs.steps import Proof, fail, run
-
-KEY = "sandbox-key"
+from proofs.steps import Proof, start, until
 
 
 class Lune:
-    """The sandbox, on this machine's loopback: it stays while the other machine reboots."""
+    """A sandbox on a port of its own, from now until the proof ends.
 
-    def __init__(self, proof: Proof) -> None:
-        self.base_url = ""
-        self._folder = proof.folder
-        self._process: subprocess.Popen[str] | None = None
-        proof.undo.callback(self.end)
+    ``program`` is the installed command, ``options`` are the sandbox's own.
+    """
 
-    def install(self, wheels: Path) -> None:
-        """Install a harvester of this machine's own, for its sandbox."""
-        run(sys.executable, "-m", "venv", self._folder / "sandbox")
-        pip = (self._folder / "sandbox" / "bin" / "pip", "install", "--quiet", "--no-index")
-        run(*pip, "--find-links", wheels, "lune-harvester")
+    def __init__(self, proof: Proof, program: Path, options: str) -> None:
+        self.key = f"key-{secrets.token_hex(24)}"
+        log = proof.folder / "sandbox.log"
+        start(proof, [program, "sandbox", "--port", "0", "--key", self.key, *options.split()], log)
+        until(lambda: "config.toml" in log.read_text("utf-8"), "the sandbox")
+        introduction = log.read_text("utf-8")
+        (self.base_url,) = re.findall(r'^base_url = "(.+)"$', introduction, re.MULTILINE)
+        self.accounts = re.findall(r"^  (\w{32})  ", introduction, re.MULTILINE)
 
-    def start(self) -> None:
-        """Serve some orders, a day of theirs in ten seconds."""
-        command = [str(self._folder / "sandbox" / "bin" / "harvester"), "sandbox", "--key", KEY]
-        self._process = subprocess.Popen(
-            [*command, "--port", "0", "--orders", "40"], stdout=subprocess.PIPE, text=True
-        )
-        said = self._process.stdout.readline() if self._process.stdout else ""
-        found = re.search(r"http://\S+/v1", said)
-        if found is None:
-            fail(f"the sandbox said: {said}")
-        self.base_url = found[0]
-
-    def ask(self, method: str, path: str, body: object = None) -> None:
-        """Send a request to the sandbox's own endpoints, or place an order."""
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Send a request to the sandbox's own endpoints; return what it answers."""
         request = urllib.request.Request(  # noqa: S310 - the sandbox's own address
-            self.base_url.removesuffix("/v1") + path,
+            f"{self.base_url.removesuffix('/v1')}/_sandbox{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30):  # noqa: S310 - see above
-            pass
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - see above
+            return json.loads(answer.read() or b"null")
 
-    def end(self) -> None:
-        """End the sandbox."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.communicate()
-            self._process = None
+    def requests(self, endpoint: str) -> int:
+        """Return how many requests were made to endpoints with this word in their path."""
+        counts: dict[str, dict[str, int]] = self.ask("GET", "")["requests"]
+        return sum(sum(times.values()) for path, times in counts.items() if endpoint in path)

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import secrets
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proofs.steps import Proof, fail, run, until
+from proofs.lune import Lune
+from proofs.steps import Proof, fail, run, start, until
 
 _ENDS = ("complete", "cancelled", "failed")
 _ENDED = 45.0
 _SHOWN = 2000
-
-
-class Lune:
-    """The sandbox of an installed harvester, on a port of its own, until the proof ends."""
-
-    def __init__(self, proof: Proof, program: Path, *options: str) -> None:
-        self.key = f"key-{secrets.token_hex(24)}"
-        log = proof.folder / "sandbox.log"
-        command: list[str | Path] = [program, "sandbox", "--port", "0", "--key", self.key, *options]
-        start(proof, command, log)
-        until(lambda: "config.toml" in log.read_text("utf-8"), "the sandbox")
-        introduction = log.read_text("utf-8")
-        (self.base_url,) = re.findall(r'^base_url = "(.+)"$', introduction, re.MULTILINE)
-        self.accounts = re.findall(r"^  (\w{32})  ", introduction, re.MULTILINE)
 
 
 class Machine:
@@ -170,31 +155,6 @@ class Machine:
     def verify(self) -> str:
         """Have everything verified; return the summary's line."""
         return self.harvester("verify").strip().splitlines()[-1]
-
-
-def start(
-    proof: Proof,
-    command: Sequence[str | Path],
-    log: Path,
-    environment: dict[str, str] | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start a program whose output goes to a file; it is ended with the proof."""
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-    proof.undo.callback(_end, process)
-    return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
-        process.wait()
 
 
 def _package_index() -> dict[str, str]:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from proofs.lune import KEY, Lune
+from proofs.lune import Lune
 from proofs.nspawn import Machine
-from proofs.steps import REPOSITORY, fail, run, until
+from proofs.steps import REPOSITORY, Proof, fail, run, until
 
 HARVESTER = "/opt/harvester/bin/harvester --config /etc/harvester/config.toml"
 _SOURCES = ("harvester", "migrations", "deploy", "pyproject.toml", "README.md", "LICENSE")
@@ -40,17 +40,18 @@ _HASTY = "[Service]\nRestartSec=1\nWatchdogSec=6\nStartLimitBurst=100\n"
 class Service:
     """The service on its machine. Each step returns what was seen of it."""
 
-    def __init__(self, machine: Machine, lune: Lune) -> None:
+    def __init__(self, proof: Proof, machine: Machine) -> None:
+        self._proof = proof
         self._machine = machine
-        self._lune = lune
         self._do = machine.shell
 
-    def install(self, wheels: Path) -> str:
+    def install(self) -> str:
         """Build the wheels here, where an index is reached; install from source in the machine."""
+        wheels = self._proof.folder / "wheels"
         pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", wheels)
         constraints = REPOSITORY / "deploy" / "constraints.txt"
         run(*pip, "--constraint", constraints, REPOSITORY, "hatchling")
-        self._lune.install(wheels)
+        self._lune = self._start_lune(wheels)
         root = self._machine.root / "root"
         shutil.copytree(wheels, root / "wheels")
         for name in (*_SOURCES, "config.example.toml"):
@@ -61,20 +62,27 @@ class Service:
             f"{_OFFLINE} /opt/harvester/bin/pip install -q -c deploy/constraints.txt .; "
             "install -d -m 0755 /etc/harvester; "
             "install -m 0644 config.example.toml /etc/harvester/config.toml; "
-            f"echo {KEY} | install -m 0600 /dev/stdin /etc/harvester/lune_api_key; "
+            f"echo {self._lune.key} | install -m 0600 /dev/stdin /etc/harvester/lune_api_key; "
             "install -m 0644 deploy/systemd/harvester* /etc/systemd/system/; "
             "systemctl daemon-reload"
         )
-        self._lune.start()
         self._write("/etc/harvester/config.toml", self._config())
         self._write("/etc/systemd/system/harvester.service.d/hasty.conf", _HASTY)
         self._do("systemctl daemon-reload")
         version = self._do(f"{HARVESTER} --version")
         return f"{version}, {self._do('systemctl --version | head -1')}"
 
+    def _start_lune(self, wheels: Path) -> Lune:
+        """Install a harvester here, for a sandbox that stays while the machine reboots."""
+        here = self._proof.folder / "sandbox"
+        run(sys.executable, "-m", "venv", here)
+        offline = (here / "bin" / "pip", "install", "--quiet", "--no-index")
+        run(*offline, "--find-links", wheels, "lune-harvester")
+        return Lune(self._proof, here / "bin" / "harvester", "--orders 40")
+
     def starts(self) -> str:
         """Be ready while Lune hangs, and not before the ledger is open."""
-        self._lune.ask("POST", "/_sandbox/faults", {"name": "hang"})
+        self._lune.ask("POST", "/faults", {"name": "hang"})
         began = time.monotonic()
         self._do("systemctl enable --now harvester")
         took = time.monotonic() - began
@@ -84,7 +92,7 @@ class Service:
             fail(f"ready {opened - ready} microseconds before it was")
         if self._journal('"event": "sweep"'):
             fail("Lune hangs, and a sweep ended")
-        self._lune.ask("DELETE", "/_sandbox/faults/hang")
+        self._lune.ask("DELETE", "/faults/hang")
         return f"systemctl start returned after {took:.1f} s, ledger open and Lune hanging"
 
     def tells(self) -> str:
@@ -161,7 +169,7 @@ class Service:
         self._write("/etc/harvester/config.toml", self._config(f'api_key_file = "{mine}"\n'))
         self._do("systemctl restart harvester")
         self._until_status(lambda text: "refuses the key" in text)
-        self._do(f"echo {KEY} > {mine}; systemctl reload harvester")
+        self._do(f"echo {self._lune.key} > {mine}; systemctl reload harvester")
         self._until_status(lambda text: "refuses the key" not in text and "last sweep" in text)
         self._write("/etc/harvester/config.toml", self._config())
         self._do(f"rm {mine}; systemctl restart harvester")
@@ -174,10 +182,10 @@ class Service:
         self._do("systemctl start harvester", exits=1)
         seen = [self._result("harvester")]
         self._write("/etc/harvester/config.toml", self._config())
-        self._lune.ask("POST", "/_sandbox/faults", {"name": "revoked-key"})
+        self._lune.ask("POST", "/faults", {"name": "revoked-key"})
         self._do("systemctl start harvester-drain", exits=1)
         seen.append(self._result("harvester-drain"))
-        self._lune.ask("DELETE", "/_sandbox/faults/revoked-key")
+        self._lune.ask("DELETE", "/faults/revoked-key")
         time.sleep(3.0)  # three times as long as a restart would wait
         states = [self._show("ActiveState", unit) for unit in ("harvester", "harvester-drain")]
         if (seen, states) != (["78", "77"], ["failed", "failed"]):
@@ -198,7 +206,7 @@ class Service:
     def drains(self) -> str:
         """File by the timer, and leave the work to a daemon."""
         before = self._stored()
-        self._lune.ask("POST", "/_sandbox/clock", {"advance": 90 * 86_400})
+        self._lune.ask("POST", "/clock", {"advance": 90 * 86_400})
         soon = "[Timer]\nOnCalendar=\nOnActiveSec=1s\nRandomizedDelaySec=0\nAccuracySec=100ms\n"
         self._write("/etc/systemd/system/harvester-drain.timer.d/soon.conf", soon)
         self._do("systemctl daemon-reload; systemctl start harvester-drain.timer")
@@ -218,13 +226,14 @@ class Service:
         self._place("1.0")
         before = self._stored()
         self._machine.power_off()
-        self._lune.ask("POST", "/_sandbox/clock", {"advance": 90 * 86_400})
+        self._lune.ask("POST", "/clock", {"advance": 90 * 86_400})
         self._machine.boot()
         until(lambda: self._stored() > before, "a certificate after the boot")
         return f"{before} certificates before, {self._stored()} after"
 
-    def upgrades(self, folder: Path) -> str:
+    def upgrades(self) -> str:
         """Migrate under a next release, and file with it."""
+        folder = self._proof.folder
         before = self._stored()
         schema = _write_next_release(folder / "next")
         wheel = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir")
@@ -238,7 +247,7 @@ class Service:
         if not told or f'"after": "{schema}"' not in told[-1]["MESSAGE"]:
             fail("the ledger was not upgraded")
         self._place("2.0")
-        self._lune.ask("POST", "/_sandbox/clock", {"advance": 90 * 86_400})
+        self._lune.ask("POST", "/clock", {"advance": 90 * 86_400})
         until(lambda: self._stored() > before, "a certificate of the next release")
         kept = self._do("ls /var/lib/private/harvester | grep before-")
         return f"{self._do(f'{HARVESTER} --version')}, schema {schema}, backup {kept}"

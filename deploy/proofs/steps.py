@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -88,6 +88,31 @@ def run(*command: str | Path, exits: int = 0, within: float = 600.0, **options: 
             f"{done.stdout[-_SHOWN:]}{done.stderr[-_SHOWN:]}"
         )
     return str(done.stdout)
+
+
+def start(
+    proof: Proof,
+    command: Sequence[str | Path],
+    log: Path,
+    environment: dict[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program whose output goes to a file; it is ended with the proof."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    proof.undo.callback(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def until(holds: Callable[[], object], what: str, within: float = 180.0) -> float:

@@ -10,7 +10,6 @@ import os
 import subprocess
 from pathlib import Path
 
-from proofs.lune import Lune
 from proofs.nspawn import Machine, need_tools, plain_tree
 from proofs.service import Service
 from proofs.steps import REPOSITORY, Proof, fail, run
@@ -24,9 +23,8 @@ def prove(proof: Proof) -> None:
     with proof.step("the units are right and exposed to 1.1 of 10 at most"):
         proof.seen = _judge_units()
     with proof.step("a machine with the harvester installed as the README says"):
-        lune = Lune(proof)
-        service = Service(Machine(proof, plain_tree(_cache())), lune)
-        proof.seen = service.install(proof.folder / "wheels")
+        service = Service(proof, Machine(proof, plain_tree(_cache())))
+        proof.seen = service.install()
     for what, act in (
         ("started, ready before Lune answers anything", service.starts),
         ("its status says how things stand", service.tells),
@@ -40,7 +38,7 @@ def prove(proof: Proof) -> None:
         ("stopped within two seconds", service.stops),
         ("the timer's drain files what there is, and leaves it to a daemon", service.drains),
         ("rebooted, it goes on", service.reboots),
-        ("upgraded, the ledger is migrated and kept", lambda: service.upgrades(proof.folder)),
+        ("upgraded, the ledger is migrated and kept", service.upgrades),
         ("the journal is readable and has priorities", service.logs),
         ("the machine goes down in good order", service.ends),
     ):

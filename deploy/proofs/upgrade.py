@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from proofs.handbook import read_blocks
-from proofs.machine import Lune, Machine, install, same
+from proofs.lune import Lune
+from proofs.machine import Machine, install, same
 from proofs.steps import REPOSITORY, CannotProve, Proof, StepFailed, fail, run
 
 ORDERS = 60
@@ -26,8 +27,8 @@ def prove(proof: Proof) -> None:
     older = _release_before(proof.folder / "older")
     with proof.step("the release before is installed, and has data"):
         programs = install(proof.folder / "programs", older)
-        options = f"--orders {ORDERS} --speed 10000000 --rate-limit 0".split()
-        lune = Lune(proof, programs / "bin" / "harvester", *options)
+        options = f"--orders {ORDERS} --speed 10000000 --rate-limit 0"
+        lune = Lune(proof, programs / "bin" / "harvester", options)
         machine = Machine(proof, "old", programs, lune)
         machine.start()
         recorded = machine.settle(ORDERS)
