@@ -21,8 +21,9 @@ from tempfile import TemporaryDirectory
 
 from harvester.ledger import migrate
 from harvester.sandbox import Sandbox, SandboxOptions
+from tests.acceptance.harness import HARVESTER
 from tests.bench.__main__ import print_table
-from tests.bench.installation import HARVESTER, Installation
+from tests.bench.installation import Installation
 from tests.bench.large_ledger import make_large_ledger
 from tests.bench.processes import glance, medians, run
 from tests.bench.static_lune import KEY

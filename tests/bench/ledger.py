@@ -28,8 +28,9 @@ from harvester.domain.cadence import Cadence
 from harvester.domain.planning import plan_account
 from harvester.ledger.engine import Database
 from harvester.ledger.sql import SqlLedger
+from tests.acceptance.harness import HARVESTER
 from tests.bench.__main__ import print_table
-from tests.bench.installation import HARVESTER, Installation
+from tests.bench.installation import Installation
 from tests.bench.large_ledger import LargeLedger, make_large_ledger
 from tests.bench.processes import Cost, glance, medians, run
 

@@ -29,9 +29,10 @@ from harvester.domain.orders import Source
 from harvester.ledger.engine import open_reader
 from harvester.ledger.queries import find_orders
 from harvester.sandbox import Sandbox, SandboxOptions
+from tests.acceptance.harness import HARVESTER
 from tests.bench.__main__ import print_table
 from tests.bench.flood import event, percentile, read_answer, signed
-from tests.bench.installation import HARVESTER, Installation
+from tests.bench.installation import Installation
 from tests.bench.processes import glance
 from tests.bench.static_lune import KEY
 

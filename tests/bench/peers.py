@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.acceptance.harness import HARVESTER
 from tests.bench.__main__ import print_table
-from tests.bench.installation import HARVESTER, Installation
+from tests.bench.installation import Installation
 from tests.bench.processes import Cost, medians, run
 from tests.bench.static_lune import KEY, StaticLune, static_lune
 
