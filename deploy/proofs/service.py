@@ -334,9 +334,9 @@ def _write_next_release(folder: Path) -> str:
     """Write the sources of a next release, with a step of the schema more; return its number."""
     for name in _SOURCES:
         _copy(REPOSITORY / name, folder / name)
-    project = folder / "pyproject.toml"
-    project.write_text(
-        re.sub(r'(?m)^version = "(.*)"', r'version = "\1.post1"', project.read_text())
+    package = folder / "harvester" / "__init__.py"
+    package.write_text(
+        re.sub(r'__version__ = "(.*)"', r'__version__ = "\1.post1"', package.read_text())
     )
     chain = folder / "harvester" / "ledger" / "migrate.py"
     text = chain.read_text()

@@ -7,10 +7,12 @@ import logging
 import os
 import re
 import time
-
-from pypdf import PdfReader
+from typing import TYPE_CHECKING
 
 from harvester.domain.errors import CertificateRejected, StorageUnavailable
+
+if TYPE_CHECKING:
+    from pypdf import PdfReader
 
 _SMALLEST = 200
 """Bytes. A catalogue, a page tree, a page and the table that finds them need about 290."""
@@ -24,10 +26,6 @@ _READS_BETWEEN = 32
 _END = re.compile(rb"startxref\s+(\d{1,10})\s*%%EOF\r?\n?")
 _LONGEST_END = 64
 _XREF = re.compile(rb"xref\s|\d{1,10}\s+\d{1,5}\s+obj\b")
-
-# pypdf describes what it repairs by quoting the document, which names people; nothing else in
-# this program uses pypdf, so its loggers are turned off for good.
-logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
 
 
 def check_pdf(data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
@@ -44,8 +42,9 @@ def check_pdf(data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
     after ``cpu_seconds``; an object stream, whose size pypdf limits, is still unpacked to its end.
     """
     body = _trimmed(data)
+    reader = _load_reader()
     try:
-        pages = _count_pages(body, cpu_seconds)
+        pages = _count_pages(reader, body, cpu_seconds)
         fault = "" if pages else "it has no page"
     except _OutOfTimeError:
         fault = f"reading its pages took more than {cpu_seconds:g} s"
@@ -76,8 +75,21 @@ def _trimmed(data: bytes) -> bytes:
     return body
 
 
-def _count_pages(body: bytes, cpu_seconds: float) -> int:
-    return sum(1 for _ in PdfReader(_TimedBytes(body, cpu_seconds), strict=True).pages)
+def _load_reader() -> type[PdfReader]:
+    """Load pypdf, with the first certificate: a tenth of a start, which most need not pay."""
+    try:
+        from pypdf import PdfReader
+    except (ImportError, OSError) as error:
+        # The import system says "no module" also when there is no descriptor left to read it.
+        raise StorageUnavailable(f"no certificate can be checked: {error}") from error
+    # pypdf describes what it repairs by quoting the document, which names people; nothing else in
+    # this program uses pypdf, so its loggers are turned off for good.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
+    return PdfReader
+
+
+def _count_pages(reader: type[PdfReader], body: bytes, cpu_seconds: float) -> int:
+    return sum(1 for _ in reader(_TimedBytes(body, cpu_seconds), strict=True).pages)
 
 
 class _OutOfTimeError(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -85,6 +86,10 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last door: every fault gets its exit code
         explain(error)
         sys.exit(exit_code_of(error))
+    finally:
+        # What is left goes with the process. To look through it for cycles first, as the
+        # interpreter does, takes longer than many a command.
+        gc.freeze()
 
 
 def _end_with_a_thread(fault: threading.ExceptHookArgs) -> None:

@@ -12,9 +12,9 @@ class Installation(Home):
     """A home with the static Lune's key, whose folders are there before the first command."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
+        for place in (folder / "data", folder / "certificates"):
+            place.mkdir(parents=True, exist_ok=True)
         key = folder / "lune_api_key"
         key.write_text(KEY)
         key.chmod(0o600)
         super().__init__(folder, None, lune__api_key_file=str(key), **settings)
-        for place in (self.ledger.parent, self.archive):
-            place.mkdir(parents=True, exist_ok=True)
