@@ -20,7 +20,7 @@ from tests.needs import need
 
 Command = tuple[str | Path, ...]
 
-_TRACER = Path(__file__).with_name("tracer.py")
+TRACER = Path(__file__).with_name("tracer.py")
 
 
 def mount(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -71,7 +71,7 @@ async def run_struck(
     report = scene.home.folder / "strike.json"
     tracer: Command = (
         sys.executable,
-        _TRACER,
+        TRACER,
         "--report",
         report,
         *strike,

@@ -29,7 +29,8 @@ from tests.acceptance.harness import events
 from tests.faults.flows import FLOWS
 from tests.faults.invariants import BrokenError
 from tests.faults.kill_sweep import parse_sample
-from tests.faults.stage import Flow, Stage, Strike, Struck, open_stage, run_struck
+from tests.faults.stage import Flow, Stage, open_stage
+from tests.faults.striking import Stem, Strike, Struck, grow_stem
 
 ERRORS = ("EIO", "ENOSPC", "EMFILE", "EROFS")
 MODES = ("once", "ever")
@@ -47,11 +48,11 @@ class Sweep:
     seconds: float = 0.0
 
 
-async def sweep(flow: Flow, strikes: Iterable[Strike]) -> Sweep:
+async def sweep(flow: Flow, strikes: Iterable[Strike], stem: Stem) -> Sweep:
     """Have a flow's calls fail, each time as the next strike says, until one does not come."""
     began = time.monotonic()
     swept = Sweep(flow.name)
-    async with open_stage(flow) as stage:
+    async with open_stage(flow, stem) as stage:
         for strike in strikes:
             if not await _fail(stage, strike, swept):
                 break
@@ -63,9 +64,9 @@ async def _fail(stage: Stage, strike: Strike, swept: Sweep) -> bool:
     """Run once under the error; False when the command ended before it met it."""
     mode = "ever" if strike.ever else "once"
     where = f"{strike.what} {mode} from {strike.at}"
-    async with stage.play() as scene:
+    async with stage.play() as act:
         try:
-            struck = await run_struck(scene.home, stage.flow.command, strike)
+            struck = await act.strike(stage.flow.command, strike)
         except TimeoutError:
             swept.violations[where] = "it did not end by itself"
             return True
@@ -73,10 +74,9 @@ async def _fail(stage: Stage, strike: Strike, swept: Sweep) -> bool:
             return False
         swept.runs += 1
         swept.codes[struck.code] += 1
-        scene.keep(struck.ran.err)
         problems = list(_dishonest(struck))
         try:
-            left = await stage.end(scene)
+            left = await stage.end(act)
         except BrokenError as broken:
             problems.append(str(broken))
         else:
@@ -97,18 +97,19 @@ def _dishonest(struck: Struck) -> Iterator[str]:
         yield " in ".join([trace.strip().splitlines()[-1], *frames[-1:]])
 
 
-def _shard(flow: str, error: str, mode: str, first: int, step: int) -> Sweep:
+def _shard(flow: str, error: str, mode: str, first: int, step: int, stem: Stem) -> Sweep:
     strikes = (Strike(number, error, ever=mode == "ever") for number in count(first, step))
-    return asyncio.run(sweep(FLOWS[flow], strikes))
+    return asyncio.run(sweep(FLOWS[flow], strikes, stem))
 
 
 def sweep_all(
     flows: Iterable[str], faults: Iterable[tuple[str, str]], first: int, step: int, jobs: int
 ) -> Iterator[Sweep]:
     """Sweep flows with so many processes at a time; yield each flow's figures as they are had."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    pool_of = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with grow_stem() as stem, pool_of as pool:
         shards = {
-            flow: [pool.submit(_shard, flow, *fault, first, step) for fault in faults]
+            flow: [pool.submit(_shard, flow, *fault, first, step, stem) for fault in faults]
             for flow in flows
         }
         for flow, futures in shards.items():

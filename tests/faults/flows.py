@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from harvester.ledger import migrate
 from tests.faults.invariants import BrokenError, check_invariants
 from tests.faults.scene import Scene
-from tests.faults.stage import BEGINNING, Flow, Strike, run_struck
+from tests.faults.stage import BEGINNING, Act, Flow
+from tests.faults.striking import Strike
 
 _CHECKOUT = Path(__file__).parents[2]
 _COPY = "copy.db"
@@ -77,12 +78,12 @@ async def _one_lost_one_changed(scene: Scene) -> None:
     changed.write_bytes(changed.read_bytes() + b"\n")
 
 
-async def _killed_while_filing(scene: Scene) -> None:
+async def _killed_while_filing(act: Act) -> None:
     """Leave a temporary, a file without a row, and a log that is not in the ledger yet."""
-    await _new_orders(scene)
-    struck = await run_struck(scene.home, ("run", "--drain"), Strike(2, only="unlinkat"))
+    await _new_orders(act)
+    struck = await act.strike(("run", "--drain"), Strike(2, only="unlinkat"))
     assert struck.hit is not None
-    assert list((scene.home.archive / ".incoming").iterdir())
+    assert list((act.home.archive / ".incoming").iterdir())
 
 
 # What a command that was cut short leaves, where that differs from what a drain leaves.

@@ -24,7 +24,8 @@ import click
 
 from tests.faults.flows import FLOWS
 from tests.faults.invariants import BrokenError
-from tests.faults.stage import Flow, Stage, Strike, open_stage, require_done, run_struck
+from tests.faults.stage import Flow, Stage, open_stage, require_done
+from tests.faults.striking import Stem, Strike, grow_stem
 
 
 @dataclass(slots=True)
@@ -37,11 +38,11 @@ class Sweep:
     seconds: float = 0.0
 
 
-async def sweep(flow: Flow, strikes: Iterable[Strike]) -> Sweep:
+async def sweep(flow: Flow, strikes: Iterable[Strike], stem: Stem) -> Sweep:
     """Kill a flow again and again, each time as the next strike says, until one does not come."""
     began = time.monotonic()
     swept = Sweep(flow.name)
-    async with open_stage(flow) as stage:
+    async with open_stage(flow, stem) as stage:
         for strike in strikes:
             if not await _kill(stage, strike, swept):
                 break
@@ -51,29 +52,30 @@ async def sweep(flow: Flow, strikes: Iterable[Strike]) -> Sweep:
 
 async def _kill(stage: Stage, strike: Strike, swept: Sweep) -> bool:
     """Kill one run; False when it came to its end first, as it should."""
-    async with stage.play() as scene:
-        struck = await run_struck(scene.home, stage.flow.command, strike)
-        scene.keep(struck.ran.err)
+    async with stage.play() as act:
+        struck = await act.strike(stage.flow.command, strike)
         try:
             if struck.hit is None:
                 require_done(struck)
-            await stage.end(scene)
+            await stage.end(act)
         except BrokenError as broken:
             swept.violations[f"{strike.at}: {struck.hit or 'not killed'}"] = str(broken)
     swept.killed += struck.hit is not None
     return struck.hit is not None
 
 
-def _shard(flow: str, first: int, step: int) -> Sweep:
-    return asyncio.run(sweep(FLOWS[flow], map(Strike, count(first, step))))
+def _shard(flow: str, first: int, step: int, stem: Stem) -> Sweep:
+    return asyncio.run(sweep(FLOWS[flow], map(Strike, count(first, step)), stem))
 
 
 def sweep_all(flows: Iterable[str], first: int, step: int, jobs: int) -> Iterator[Sweep]:
     """Sweep flows with so many processes at a time; yield each flow's figures as they are had."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    pool_of = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with grow_stem() as stem, pool_of as pool:
         shards = {
             flow: [
-                pool.submit(_shard, flow, first + step * job, step * jobs) for job in range(jobs)
+                pool.submit(_shard, flow, first + step * job, step * jobs, stem)
+                for job in range(jobs)
             ]
             for flow in flows
         }

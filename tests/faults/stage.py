@@ -6,9 +6,7 @@ stands still.
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,49 +17,27 @@ from harvester.sandbox import Sandbox, SandboxOptions
 from tests.acceptance.harness import Home, Ran
 from tests.faults.invariants import BrokenError, check_invariants
 from tests.faults.scene import Scene
+from tests.faults.striking import Stem, Strike, Struck
 from tests.faults.wire import Wire
 
-TRACER = Path(__file__).with_name("tracer.py")
 BEGINNING = "beginning"
 
 
-@dataclass(frozen=True, slots=True)
-class Strike:
-    """What befalls a command: ``what`` (KILL or an errno's name) at its call number ``at``.
+@dataclass(slots=True, kw_only=True)
+class Act(Scene):
+    """A scene whose commands branch off a stem, and can be struck."""
 
-    ``ever`` fails all calls from there on; ``only`` counts the calls of one name alone.
-    """
+    stem: Stem
 
-    at: int
-    what: str = "KILL"
-    ever: bool = False
-    only: str | None = None
+    async def strike(self, command: Sequence[str | Path], strike: Strike) -> Struck:
+        """Run a command under a strike; what it says is kept for the check of the log."""
+        struck = await self.stem.run(self.home, command, strike)
+        self.keep(struck.ran.err)
+        return struck
 
-
-@dataclass(frozen=True, slots=True)
-class Struck:
-    """How a command under a strike ended; ``hit`` is None when it ended before the call came.
-
-    ``code`` is negative for a signal's end.
-    """
-
-    code: int
-    hit: str | None
-    ran: Ran
-
-
-async def run_struck(home: Home, command: Sequence[str], strike: Strike) -> Struck:
-    """Run a command of the harvester under a strike; ``TimeoutError`` when it does not end."""
-    report = home.folder / "strike.json"
-    options = ["--report", str(report), "--at", str(strike.at), "--strike", strike.what]
-    options += ["--ever"] if strike.ever else []
-    options += ["--only", strike.only] if strike.only else []
-    # Without site-packages, which are not the tracer's business, it is there at once.
-    program: tuple[str | Path, ...] = (sys.executable, "-S", TRACER, *options)
-    program += (sys.executable, "-m", "harvester")
-    ran = await home.run(*command, program=program, env={"PYTHONDONTWRITEBYTECODE": "1"})
-    found = json.loads(report.read_text("utf-8"))
-    return Struck(found["code"], found["hit"], ran)
+    async def command(self, *arguments: str | Path) -> Ran:
+        """Run a command that nothing befalls."""
+        return (await self.strike(arguments, Strike(0))).ran
 
 
 def require_done(struck: Struck) -> None:
@@ -80,16 +56,17 @@ class Flow:
 
     name: str
     command: tuple[str, ...]
-    begin: Callable[[Scene], Awaitable[None]]
-    finish: Callable[[Scene], Awaitable[int]]
-    left: Callable[[Scene], Awaitable[None]] = check_invariants
+    begin: Callable[[Act], Awaitable[None]]
+    finish: Callable[[Act], Awaitable[int]]
+    left: Callable[[Act], Awaitable[None]] = check_invariants
 
 
 class Stage:
     """A flow's beginning, kept in ``folder``; as many tries from it as one likes."""
 
-    def __init__(self, flow: Flow, lune: Sandbox, folder: Path) -> None:
+    def __init__(self, flow: Flow, stem: Stem, lune: Sandbox, folder: Path) -> None:
         self.flow = flow
+        self._stem = stem
         self._lune = lune
         self._folder = folder
         self._tries = 0
@@ -99,12 +76,12 @@ class Stage:
     async def set(self) -> None:
         """Bring the files into the state in which the flow begins."""
         async with Wire(self._lune.base_url, self._lune.accounts[0].id) as wire:
-            await self.flow.begin(self._scene(self._folder / BEGINNING, wire))
+            await self.flow.begin(self._act(self._folder / BEGINNING, wire))
             self._first = wire
 
     @asynccontextmanager
-    async def play(self) -> AsyncIterator[Scene]:
-        """Give a scene that is just at the beginning; its folder goes when all held there."""
+    async def play(self) -> AsyncIterator[Act]:
+        """Give an act that is just at the beginning; its folder goes when all held there."""
         assert self._first is not None
         self._tries += 1
         folder = self._folder / str(self._tries)
@@ -112,33 +89,34 @@ class Stage:
         async with Wire(self._lune.base_url, account) as wire:
             wire.served.extend(self._first.served)
             wire.listed |= self._first.listed
-            scene = self._scene(folder, wire)
+            act = self._act(folder, wire)
             for part in ("data", "certificates"):
                 if (beginning := self._folder / BEGINNING / part).exists():
                     _copy(beginning, folder)
-            yield scene
+            yield act
         if folder not in self._kept:
             shutil.rmtree(folder)
 
-    def _scene(self, folder: Path, wire: Wire) -> Scene:
+    def _act(self, folder: Path, wire: Wire) -> Act:
         folder.mkdir()
-        return Scene(Home(folder, self._lune, lune__base_url=wire.base_url), self._lune, wire)
+        home = Home(folder, self._lune, lune__base_url=wire.base_url)
+        return Act(home, self._lune, wire, stem=self._stem)
 
-    async def end(self, scene: Scene) -> int:
+    async def end(self, act: Act) -> int:
         """Check the files as they were left, finish the flow, check again; return what was left.
 
         :class:`BrokenError` says what does not hold, and where the files are.
         """
         try:
-            scene.clean_end = False
-            await self.flow.left(scene)
-            left = await self.flow.finish(scene)
-            scene.clean_end = True
-            await check_invariants(scene)
+            act.clean_end = False
+            await self.flow.left(act)
+            left = await self.flow.finish(act)
+            act.clean_end = True
+            await check_invariants(act)
         except Exception as error:
-            self._kept.add(scene.home.folder)
+            self._kept.add(act.home.folder)
             broken = f"{type(error).__name__}: {error}"
-            raise BrokenError(f"{broken}\nin {scene.home.folder}") from error
+            raise BrokenError(f"{broken}\nin {act.home.folder}") from error
         return left
 
 
@@ -158,12 +136,12 @@ def _copy(source: Path, into: Path) -> None:
 
 
 @asynccontextmanager
-async def open_stage(flow: Flow) -> AsyncIterator[Stage]:
+async def open_stage(flow: Flow, stem: Stem) -> AsyncIterator[Stage]:
     """Set a stage up in a temporary folder, with a Lune of its own."""
     options = SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0)
     folder = Path(mkdtemp(prefix=f"harvester-{flow.name}-"))
     async with Sandbox(options) as lune:
-        stage = Stage(flow, lune, folder)
+        stage = Stage(flow, stem, lune, folder)
         await stage.set()
         yield stage
     shutil.rmtree(folder / BEGINNING)

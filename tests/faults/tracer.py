@@ -101,7 +101,7 @@ class Strike:
 
 
 class Tracer:
-    """Runs a command to its end; ``calls`` were counted, the first struck was ``hit``."""
+    """Follows a command to its end; ``calls`` were counted, the first struck was ``hit``."""
 
     def __init__(self, strike: Strike) -> None:
         self._strike = strike
@@ -109,11 +109,8 @@ class Tracer:
         self.calls = 0
         self.hit: str | None = None
 
-    def run(self, command: list[str]) -> int:
-        """Return the command's exit code, negative when a signal ended it."""
-        main = os.fork()
-        if main == 0:
-            _become(command)
+    def follow(self, main: int) -> int:
+        """Return the exit code of a child that waits to be traced; negative for a signal's end."""
         os.waitpid(main, 0)  # it stopped itself
         _ptrace(_SETOPTIONS, main, _OPTIONS)
         _ptrace(_CONT, main)
@@ -163,7 +160,8 @@ def _target(thread: int, name: str, arguments: list[int]) -> str | None:
         if position is None:
             path = str(Path(f"/proc/{thread}/fd/{arguments[0] & 0xFFFFFFFF}").readlink())
             # Sockets and pipes have names like socket:[7].
-            return path if path.startswith("/") and not path.startswith("/dev/") else None
+            device = path.startswith("/dev/") and not path.startswith("/dev/shm/")
+            return path if path.startswith("/") and not device else None
         if name in _OPENS and not arguments[_OPENS[name]] & (os.O_CREAT | os.O_TRUNC):
             return None
         return _string(thread, arguments[position])
@@ -180,12 +178,16 @@ def _string(thread: int, address: int) -> str:
     return data.partition(b"\0")[0].decode(errors="replace")
 
 
+def wait_to_be_traced() -> None:
+    """Stop until the parent follows, and have the kernel tell it of calls from then on."""
+    _ptrace(_TRACEME, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _install_filter()
+
+
 def _become(command: list[str]) -> NoReturn:
-    """Stop until the tracer is ready, then be the command."""
     try:
-        _ptrace(_TRACEME, 0)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        _install_filter()
+        wait_to_be_traced()
         os.execvp(command[0], command)
     except OSError as error:
         os.write(2, f"cannot be traced: {error}\n".encode())
@@ -227,7 +229,10 @@ def main() -> None:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     tracer = Tracer(Strike(given.at, given.strike, given.ever, given.only))
-    code = tracer.run(given.command)
+    child = os.fork()
+    if child == 0:
+        _become(given.command)
+    code = tracer.follow(child)
     report = {"code": code, "calls": tracer.calls, "hit": tracer.hit}
     given.report.write_text(json.dumps(report), "utf-8")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.stage import TRACER
+from tests.faults.disks import TRACER
+from tests.faults.striking import Stem, grow_stem
 from tests.needs import need
 
 
@@ -21,3 +23,10 @@ def traceable(tmp_path_factory: pytest.TempPathFactory) -> None:
     command = (sys.executable, "-S", TRACER, "--report", report, "true")
     subprocess.run(command, check=False, capture_output=True)
     need(report.exists() and '"code": 0' in report.read_text(), "permission to trace")
+
+
+@pytest.fixture(scope="session")
+def stem(traceable: None) -> Iterator[Stem]:
+    """Grow the stem off which all campaigns here branch their commands."""
+    with grow_stem() as grown:
+        yield grown

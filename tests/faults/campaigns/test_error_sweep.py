@@ -9,7 +9,7 @@ import pytest
 from tests.faults.error_sweep import sweep
 from tests.faults.flows import FLOWS
 from tests.faults.scene import Scene
-from tests.faults.stage import Strike
+from tests.faults.striking import Stem, Strike
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
@@ -32,24 +32,24 @@ SAMPLE = [
 
 @pytest.mark.parametrize(("flow", "error", "mode", "calls"), SAMPLE)
 async def test_a_call_that_fails_ends_in_an_honest_code_and_the_next_run_goes_on(
-    flow: str, error: str, mode: str, calls: tuple[str, ...]
+    flow: str, error: str, mode: str, calls: tuple[str, ...], stem: Stem
 ) -> None:
     strikes = [
         Strike(int(at), error, ever=mode == "ever", only=name)
         for name, at in (call.split(":") for call in calls)
     ]
-    swept = await sweep(FLOWS[flow], strikes)
+    swept = await sweep(FLOWS[flow], strikes, stem)
     assert swept.violations == {}
     assert swept.runs == sum(swept.codes.values()) == len(calls)
 
 
-async def test_an_exit_code_that_says_done_while_something_is_left_is_told() -> None:
+async def test_an_exit_code_that_says_done_while_something_is_left_is_told(stem: Stem) -> None:
     async def there_is_always_more(scene: Scene) -> int:
         return 1
 
     flow = replace(FLOWS["backup"], finish=there_is_always_more)
     # SQLite makes do without the sync of a folder.
-    swept = await sweep(flow, [Strike(at, "EIO", only="fdatasync") for at in (2, 6)])
+    swept = await sweep(flow, [Strike(at, "EIO", only="fdatasync") for at in (2, 6)], stem)
     assert swept.codes == {0: 2}
     assert [what for what in swept.violations.values() if "left 1 things to do" not in what] == []
     assert len(swept.violations) == 2

@@ -16,7 +16,7 @@ from tests.faults.flows import FLOWS
 from tests.faults.invariants import BrokenError
 from tests.faults.kill_sweep import parse_sample, sweep
 from tests.faults.scene import Scene
-from tests.faults.stage import Strike
+from tests.faults.striking import Stem, Strike
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
@@ -34,23 +34,23 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-async def test_killed_at_a_call_it_goes_on_from_what_it_left(flow: str) -> None:
+async def test_killed_at_a_call_it_goes_on_from_what_it_left(flow: str, stem: Stem) -> None:
     calls = (call.split(":") for call in SAMPLE[flow])
-    swept = await sweep(FLOWS[flow], [Strike(int(at), only=name) for name, at in calls])
+    swept = await sweep(FLOWS[flow], [Strike(int(at), only=name) for name, at in calls], stem)
     assert swept.violations == {}
     assert swept.killed == len(SAMPLE[flow])
 
 
-async def test_a_sweep_ends_with_the_run_that_is_not_killed() -> None:
-    swept = await sweep(FLOWS["backup"], [Strike(10_000), Strike(1)])
+async def test_a_sweep_ends_with_the_run_that_is_not_killed(stem: Stem) -> None:
+    swept = await sweep(FLOWS["backup"], [Strike(10_000), Strike(1)], stem)
     assert (swept.killed, swept.violations) == (0, {})
 
 
-async def test_what_does_not_hold_is_told_and_its_files_are_kept() -> None:
+async def test_what_does_not_hold_is_told_and_its_files_are_kept(stem: Stem) -> None:
     async def never(scene: Scene) -> int:
         raise BrokenError("this never holds")
 
-    swept = await sweep(replace(FLOWS["backup"], finish=never), [Strike(30)])
+    swept = await sweep(replace(FLOWS["backup"], finish=never), [Strike(30)], stem)
     [(where, what)] = swept.violations.items()
     assert where.startswith("30: ")
     assert "this never holds" in what

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.stage import TRACER
+from tests.faults.disks import TRACER
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
