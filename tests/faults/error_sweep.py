@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from itertools import count, product
 from multiprocessing import get_context
@@ -39,9 +39,10 @@ _HONEST = (DONE, FAULT, UNFINISHED, CONFIGURATION)
 
 @dataclass(slots=True)
 class Sweep:
-    """What came of one flow: how many ``runs`` met the error, and what did not hold, by run."""
+    """What came of a flow's calls failing: how many ``runs`` met it, and what did not hold."""
 
     flow: str
+    fault: str = ""
     runs: int = 0
     codes: Counter[int] = field(default_factory=Counter)
     violations: dict[str, str] = field(default_factory=dict)
@@ -84,6 +85,8 @@ async def _fail(stage: Stage, strike: Strike, swept: Sweep) -> bool:
                 problems.append(f"it ended with 0 and left {left} things to do")
     if problems:
         swept.violations[f"{where}: {struck.hit}"] = "; ".join([f"code {struck.code}", *problems])
+        # The end may be an hour away.
+        click.echo(f"{swept.flow} {where}: {struck.hit}: {problems}", err=True)
     return True
 
 
@@ -99,27 +102,22 @@ def _dishonest(struck: Struck) -> Iterator[str]:
 
 def _shard(flow: str, error: str, mode: str, first: int, step: int, stem: Stem) -> Sweep:
     strikes = (Strike(number, error, ever=mode == "ever") for number in count(first, step))
-    return asyncio.run(sweep(FLOWS[flow], strikes, stem))
+    swept = asyncio.run(sweep(FLOWS[flow], strikes, stem))
+    swept.fault = f"{error} {mode}"
+    return swept
 
 
 def sweep_all(
     flows: Iterable[str], faults: Iterable[tuple[str, str]], first: int, step: int, jobs: int
 ) -> Iterator[Sweep]:
-    """Sweep flows with so many processes at a time; yield each flow's figures as they are had."""
+    """Sweep flows with so many processes at a time; yield figures by flow and fault."""
     pool_of = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     with grow_stem() as stem, pool_of as pool:
-        shards = {
-            flow: [pool.submit(_shard, flow, *fault, first, step, stem) for fault in faults]
-            for flow in flows
-        }
-        for flow, futures in shards.items():
-            whole = Sweep(flow)
-            for part in (future.result() for future in futures):
-                whole.runs += part.runs
-                whole.codes += part.codes
-                whole.violations |= part.violations
-                whole.seconds += part.seconds
-            yield whole
+        shards = [
+            pool.submit(_shard, flow, *fault, first, step, stem)
+            for flow, fault in product(flows, faults)
+        ]
+        yield from (shard.result() for shard in as_completed(shards))
 
 
 @click.command(help=__doc__)
@@ -149,7 +147,7 @@ def main(
             continue
         codes = ", ".join(f"{times} x {code}" for code, times in sorted(one.codes.items()))
         found = f"{one.runs} runs ended with {codes}; {len(one.violations)} violations"
-        click.echo(f"{one.flow}: {found}, {one.seconds:.1f} s")
+        click.echo(f"{one.flow} {one.fault}: {found}, {one.seconds:.1f} s")
         for where, what in one.violations.items():
             click.echo(f"  {where}: {what}")
     sys.exit(min(broken, 1))
