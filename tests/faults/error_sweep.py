@@ -5,7 +5,8 @@
 
 A command whose N-th call fails has to come to an end by itself, with an exit code of the table
 that is true (0 only when nothing was left to do) and without a traceback. Then the fault is gone:
-the invariants are checked on what was left, the flow is brought to its end, and again.
+the invariants are checked on what was left, the flow is brought to its end, and again. EMFILE
+befalls the calls that open a file, and counts those alone: no other can fail with it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tests.faults.striking import Stem, Strike, Struck, grow_stem
 
 ERRORS = ("EIO", "ENOSPC", "EMFILE", "EROFS")
 MODES = ("once", "ever")
+_ONLY = {"EMFILE": "openat"}
 _HONEST = (DONE, FAULT, UNFINISHED, CONFIGURATION)
 
 
@@ -101,7 +103,8 @@ def _dishonest(struck: Struck) -> Iterator[str]:
 
 
 def _shard(flow: str, error: str, mode: str, first: int, step: int, stem: Stem) -> Sweep:
-    strikes = (Strike(number, error, ever=mode == "ever") for number in count(first, step))
+    ever, only = mode == "ever", _ONLY.get(error)
+    strikes = (Strike(number, error, ever, only) for number in count(first, step))
     swept = asyncio.run(sweep(FLOWS[flow], strikes, stem))
     swept.fault = f"{error} {mode}"
     return swept
