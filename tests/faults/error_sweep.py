@@ -146,7 +146,8 @@ def main(
     for one in sweep_all(flows or FLOWS, faults, *parse_sample(sample, every), jobs):
         broken += len(one.violations)
         if as_json:
-            click.echo(json.dumps(asdict(one)))
+            # asdict() counts a counter's pairs.
+            click.echo(json.dumps(asdict(one) | {"codes": one.codes}))
             continue
         codes = ", ".join(f"{times} x {code}" for code, times in sorted(one.codes.items()))
         found = f"{one.runs} runs ended with {codes}; {len(one.violations)} violations"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from tests.faults.striking import Stem, Strike
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
+CHECKOUT = Path(__file__).parents[3]
 SAMPLE = [
     ("first-drain", "EIO", "once", ("mkdirat:1", "fsync:4")),
     ("first-drain", "ENOSPC", "ever", ("pwrite64:40", "fdatasync:12")),
@@ -53,3 +58,16 @@ async def test_an_exit_code_that_says_done_while_something_is_left_is_told(stem:
     assert swept.codes == {0: 2}
     assert [what for what in swept.violations.values() if "left 1 things to do" not in what] == []
     assert len(swept.violations) == 2
+
+
+def test_the_command_tells_its_figures_as_json() -> None:
+    chosen = ("--flow", "backup", "--error", "EMFILE", "--mode", "once", "--sample", "3/1000")
+    command = (sys.executable, "-m", "tests.faults.error_sweep", *chosen, "--json")
+    ran = subprocess.run(
+        command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert (told["flow"], told["fault"], told["runs"]) == ("backup", "EMFILE once", 1)
+    assert told["codes"] == {"1": 1}
+    assert told["violations"] == {}
