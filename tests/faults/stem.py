@@ -75,6 +75,7 @@ def _prepare(asked: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     sys.argv = ["harvester", *asked["arguments"]]
+    sys.modules["__main__"].__package__ = None  # a script's; click names the program after it
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, stream in enumerate((nothing, *streams)):
         os.dup2(stream, number)

@@ -47,9 +47,13 @@ class Struck:
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """Runs commands by asking the process of ``stem.py`` that listens at ``path``."""
+    """Runs commands by asking the process of ``stem.py`` that listens at ``path``.
+
+    ``patience`` is how many seconds a command has.
+    """
 
     path: str
+    patience: int = int(PATIENCE)
 
     async def run(self, home: Home, command: Sequence[str | Path], strike: Strike) -> Struck:
         """Run a command of the harvester; ``TimeoutError`` when it does not end by itself."""
@@ -57,7 +61,7 @@ class Stem:
             "folder": str(home.folder),
             "environment": home.environment({"PYTHONDONTWRITEBYTECODE": "1"}),
             "arguments": list(map(str, command)),
-            "patience": int(PATIENCE),
+            "patience": self.patience,
             "strike": asdict(strike),
         }
         out, its_out = socket.socketpair()
