@@ -177,8 +177,8 @@ def test_every_service_is_confined(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["pids_limit"] <= 64
     assert service["mem_limit"] == service["memswap_limit"]
-    (scratch,) = service["tmpfs"]
-    assert {"noexec", "nosuid", "nodev"} < set(scratch.partition(":")[2].split(","))
+    for scratch in service["tmpfs"]:
+        assert {"noexec", "nosuid", "nodev"} < set(scratch.partition(":")[2].split(","))
     allowed = {
         *("image", "build", "command", "entrypoint", "user", "group_add", "read_only"),
         *("cap_drop", "security_opt", "tmpfs", "mem_limit", "memswap_limit", "pids_limit"),
@@ -186,6 +186,29 @@ def test_every_service_is_confined(name: str) -> None:
         *("depends_on", "networks"),
     }
     assert set(service) <= allowed  # no privileged, cap_add, devices, pid, ports, ...
+
+
+def test_what_the_sandbox_leaves_is_not_found_by_the_real_thing() -> None:
+    for name in ("harvester", "billing"):
+        kept = {place(volume) for volume in RUNNING[name]["volumes"] if is_named(volume)}
+        layer = SANDBOX["services"][name]["volumes"]
+        assert {place(volume) for volume in layer if is_named(volume)} == kept
+    assert not set(COMPOSE["volumes"]) & set(SANDBOX["volumes"])
+
+
+def is_named(volume: str) -> bool:
+    return not volume.startswith((".", "/"))
+
+
+def place(volume: str) -> str:
+    return volume.split(":")[1]
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_volume_nobody_named_is_not_left_behind(name: str) -> None:
+    service = RUNNING[name]
+    covered = {scratch.partition(":")[0] for scratch in service["tmpfs"]}
+    assert STATE in covered | {place(volume) for volume in service.get("volumes", ())}
 
 
 def test_the_harvester_has_time_to_end_what_is_in_flight() -> None:
