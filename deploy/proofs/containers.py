@@ -16,31 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proofs.steps import REPOSITORY, CannotProve, Proof, StepFailed, note, run, until
+from proofs.debian import install_tools, plain_tree
+from proofs.steps import REPOSITORY, Proof, StepFailed, note, run, until
 
 BASE = "python:3.13-slim-bookworm"
-SUITE = "bookworm"
-_PACKAGES = {"dockerd": "docker.io", "docker": "docker.io", "debootstrap": "debootstrap"}
+_TOOLS = {"dockerd": "docker.io", "docker": "docker.io", "debootstrap": "debootstrap"}
 _GLIBCS = ("2_28", "2_24", "2_17", "2_12", "2_5")
 """Of the manylinux wheels that run on the base image, which pip takes by name only."""
 
 
-def install_tools() -> None:
-    """Install by apt what is missing. ``CannotProve`` where that cannot be."""
-    if os.geteuid() != 0:
-        raise CannotProve("needs root")
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
-    missing = {package for tool, package in _PACKAGES.items() if not shutil.which(tool)}
+def install_engine() -> None:
+    """Install what is missing of an engine, compose and what makes a base image."""
+    install_tools(_TOOLS)
     if compose_command() is None:
-        missing.add("docker-compose")
-    if not missing:
-        return
-    if not shutil.which("apt-get"):
-        raise CannotProve(f"needs {', '.join(sorted(missing))}")
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ("install", "-y", "-qq", "--no-install-recommends", *sorted(missing))
-    run("apt-get", "update", "-qq", env=quiet)
-    run("apt-get", *install, env=quiet)
+        install_tools({"docker-compose": "docker-compose"})
 
 
 def compose_command() -> tuple[str, ...] | None:
@@ -107,15 +96,12 @@ def base_image(proof: Proof, name: str) -> str:
     with contextlib.suppress(StepFailed, subprocess.TimeoutExpired):
         run("docker", "pull", "--quiet", BASE, within=120)
         return BASE
-    note(f"{BASE} cannot be pulled: {SUITE} with its own Python stands in for it")
-    tree = proof.folder / "tree"
-    include = "--include=ca-certificates,python3,python3-venv"
-    run("debootstrap", "--variant=minbase", include, SUITE, tree)
-    for cache in ("var/cache/apt", "var/lib/apt/lists"):
-        shutil.rmtree(tree / cache)
-    with subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE) as tar:
+    note(f"{BASE} cannot be pulled: Debian with its own Python stands in for it")
+    # Without what apt keeps for itself: nothing is installed in it any more.
+    without = ("--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists")
+    pack: list[str | Path] = ["tar", "-C", plain_tree(), *without, "-c", "."]
+    with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
         run("docker", "import", "-", name, stdin=tar.stdout)
-    shutil.rmtree(tree)
     proof.undo.callback(forget_image, name)
     return name
 
@@ -183,6 +169,11 @@ def build(proof: Proof, tag: str, dockerfile: Path, *, wheels: str, **arguments:
 def forget_image(tag: str) -> None:
     """Remove an image, and the layers nothing else uses."""
     subprocess.run(["docker", "image", "rm", "--force", tag], capture_output=True, check=False)
+
+
+def forget_container(name: str) -> None:
+    """Remove a container, also one that runs; there may be none."""
+    subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
 
 
 def inspect(*what: str) -> Any:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proofs.lune import Lune
+from proofs.lune import Lune, is_settled
 from proofs.steps import Proof, fail, run, start, until
 
-_ENDS = ("complete", "cancelled", "failed")
 _ENDED = 45.0
 _SHOWN = 2000
 
@@ -74,11 +73,11 @@ class Machine:
             self.program, *words, exits=exits, env=self.environment, cwd=self.root, input=stdin
         )
 
-    def follow(self, commands: Sequence[str], checkout: Path) -> str:
+    def follow(self, commands: Sequence[str], checkout: Path, typed: str = "") -> str:
         """Run documented commands, as they stand, in a checkout; return what they print."""
-        return "".join(self._run(line, checkout) for line in commands)
+        return "".join(self._run(line, checkout, typed) for line in commands)
 
-    def _run(self, line: str, checkout: Path) -> str:
+    def _run(self, line: str, checkout: Path, typed: str) -> str:
         match line.split():
             case ["sudo", "systemctl", verb, "harvester"]:
                 if verb in {"stop", "restart"}:
@@ -90,10 +89,12 @@ class Machine:
             ("/opt/harvester", self._programs),
             ("/var/lib/harvester", self.state),
             ("/var/backups", self.backups),
+            ("/etc/harvester/lune_api_key", self.key),
         ):
             line = line.replace(there, str(here))
         as_root = f'sudo() {{ "$@"; }}; as_service() {{ {self.program} "$@"; }}; {line}'
-        return run("bash", "-euc", as_root, env=self.environment | _package_index(), cwd=checkout)
+        known = self.environment | _package_index()
+        return run("bash", "-euc", as_root, env=known, cwd=checkout, input=typed)
 
     def start(self) -> None:
         """Start the service and wait until it works."""
@@ -127,14 +128,8 @@ class Machine:
 
     def settle(self, orders: int) -> dict[str, Any]:
         """Wait until so many orders have ended and all certificates are there; return the rows."""
-
-        def settled() -> bool:
-            status = self.status()
-            ended = sum(status["orders"].get(end, 0) for end in _ENDS)
-            stored = status["certificates"].get("stored", 0)
-            return bool(ended == orders and stored == status["orders"].get("complete", 0))
-
-        until(settled, f"{orders} orders that ended, with their certificates")
+        what = f"{orders} orders that ended, with their certificates"
+        until(lambda: is_settled(self.status(), orders), what)
         return self.orders()
 
     def certificates(self) -> set[str]:

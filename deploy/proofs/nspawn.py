@@ -4,76 +4,70 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
 import signal
 import subprocess
 from pathlib import Path
 
-from proofs.steps import CannotProve, Proof, fail, note, run, until
+from proofs.debian import plain_tree
+from proofs.steps import Proof, fail, run, until
 
-_PACKAGES = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
-_INCLUDED = "systemd,systemd-sysv,dbus,python3,python3-venv,ca-certificates"
-_RELEASE = "bookworm"
+TOOLS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
+"""What makes and boots a machine, and the package that each is in."""
+
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
-
-
-def need_tools() -> None:
-    """Install by apt what builds and boots a machine; ``CannotProve`` where that cannot be."""
-    if os.geteuid() != 0:
-        raise CannotProve("needs root")
-    lacking = [package for tool, package in _PACKAGES.items() if shutil.which(tool) is None]
-    if not lacking:
-        return
-    if shutil.which("apt-get") is None:
-        raise CannotProve(f"needs {' and '.join(lacking)}")
-    note(f"installing {' '.join(lacking)}")
-    run("apt-get", "update", "-qq")
-    run("apt-get", "install", "-y", "-qq", *lacking)
-
-
-def plain_tree(cache: Path) -> Path:
-    """Return a freshly installed Debian in a folder of the cache, building it the first time."""
-    tree = cache / _RELEASE
-    if not tree.exists():
-        note(f"building {tree}, which takes some minutes the first time")
-        partial = cache / f".{_RELEASE}.{os.getpid()}"
-        cache.mkdir(parents=True, exist_ok=True)
-        try:
-            include = f"--include={_INCLUDED}"
-            run("debootstrap", "--variant=minbase", include, _RELEASE, partial, within=3600)
-            partial.rename(tree)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return tree
 
 
 class Machine:
     """A machine in a folder, off at first. It shares this machine's network, loopback included.
 
-    Ended at the end of the proof, if it runs then, with everything in it.
+    Ended at the end of the proof, if it runs then, with everything in it. A kernel with the first
+    version of control groups does not let it bound the memory of its services: there all of it is
+    held to ``memory`` bytes together, which is stricter.
     """
 
-    def __init__(self, proof: Proof, plain: Path) -> None:
+    def __init__(self, proof: Proof, memory: int) -> None:
+        self.memory = memory
+        self.bounded_by = "enforced by the kernel"
+        self._group = Path("/sys/fs/cgroup/memory") / f"prove-{os.getpid()}"
         self.root = proof.folder / "machine"
         self._name = f"prove-{os.getpid()}"
         self._init = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
-        run("cp", "--archive", "--reflink=auto", plain, self.root)
+        run("cp", "--archive", "--reflink=auto", plain_tree(), self.root)
+        if self._group.parent.is_dir():
+            self.bounded_by = "the whole machine held to it by the kernel"
+            self._group.mkdir()
+            proof.undo.callback(self._group.rmdir)
+            (self._group / "memory.limit_in_bytes").write_text(str(memory))
         proof.undo.callback(self._end)
 
     def boot(self) -> None:
         """Boot, and wait until systemd says that the machine is up."""
         words = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"]
+        if self._group.is_dir():
+            join = f'echo $$ > {self._group}/cgroup.procs && exec "$@"'
+            words = ["sh", "-c", join, "sh", *words]
+        self._init = 0
         self._nspawn = subprocess.Popen(
             [*words, f"--directory={self.root}", f"--machine={self._name}", "--console=pipe"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children")
-        until(lambda: children.read_text().split(), "its first process")
-        self._init = int(children.read_text().split()[0])
+        until(self._has_begun, "its first process")
         until(self._is_up, "booted", within=300.0)
+
+    def _has_begun(self) -> bool:
+        """Find the first process: nspawn has other children before it, that soon end."""
+        nspawn = 0 if self._nspawn is None else self._nspawn.pid
+        with contextlib.suppress(FileNotFoundError):
+            for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
+                status = Path("/proc", child, "status").read_text()
+                if re.search(r"(?m)^NSpid:.*\t1$", status):
+                    self._init = int(child)
+                    return True
+        return False
 
     def _is_up(self) -> bool:
         asked = subprocess.run(

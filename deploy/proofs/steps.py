@@ -125,6 +125,21 @@ def until(holds: Callable[[], object], what: str, within: float = 180.0) -> floa
     return time.monotonic() - began
 
 
+def judge(took: Sequence[float], most: float) -> str:
+    """Return some times as text; fails when even the least of them is too long.
+
+    What else a machine does adds to all of them, and where it has far more to do than processors
+    they say nothing of the harvester: then the text says that it was not shown.
+    """
+    seen = ", ".join(f"{seconds:.1f} s" for seconds in took)
+    if min(took) <= most:
+        return seen
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load < 2 * processors:
+        fail(seen)
+    return f"NOT SHOWN: {seen}, on {processors} processors with a load of {load:.0f}"
+
+
 def note(text: str) -> None:
     """Say something that is no result, on stderr."""
     print(text, file=sys.stderr, flush=True)

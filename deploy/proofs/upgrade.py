@@ -1,4 +1,4 @@
-"""Back up, upgrade, go back, restore, rebuild and move: every block of deploy/README.md, run.
+"""Every block of deploy/README.md, run: back up, upgrade, go back, restore, rebuild, move, new key.
 
 From the last commit before this schema, or the one that ``PROVE_RELEASE_BEFORE`` names, to what is
 checked out. Needs git, a clone with its history, and pip's package index. Needs no root: a folder
@@ -41,6 +41,7 @@ def prove(proof: Proof) -> None:
     steps.restore()
     steps.rebuild()
     steps.move(Machine(proof, "new", programs, lune))
+    steps.replace_key()
 
 
 class _Steps:
@@ -55,8 +56,10 @@ class _Steps:
         self._recorded = recorded
         self._blocks = read_blocks(_PAGE)
 
-    def _follow(self, heading: str, checkout: Path = REPOSITORY, number: int = 0) -> str:
-        return self._machine.follow(self._blocks[heading][number], checkout)
+    def _follow(
+        self, heading: str, checkout: Path = REPOSITORY, number: int = 0, typed: str = ""
+    ) -> str:
+        return self._machine.follow(self._blocks[heading][number], checkout, typed)
 
     def back_up(self) -> None:
         with self._proof.step("back up, while it runs"):
@@ -116,7 +119,14 @@ class _Steps:
             moved = {order: _without_folder(row) for order, row in after.items()}
             same(unmoved, moved, *_OF_LUNE, "first_seen_at", "certificate")
             self._proof.seen = other.verify()
-            if (code := other.stop()) != 0:
+
+    def replace_key(self) -> None:
+        with self._proof.step("replace the key"):
+            key = self._machine.key.read_text("utf-8")
+            self._machine.key.write_text("key-that-was-revoked")
+            told = self._follow("Replace the key", typed=f"{key}\n")
+            (self._proof.seen,) = [line for line in told.splitlines() if "accepts" in line]
+            if (code := self._machine.stop()) != 0:
                 fail(f"it ended with {code}")
 
 
