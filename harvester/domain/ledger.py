@@ -169,7 +169,7 @@ class Ledger(WebhookLedger, Protocol):
         ...
 
     def stored_certificates(self) -> AsyncIterator[FiledCertificate]:
-        """Iterate over every recorded certificate version, by key, in constant memory."""
+        """Iterate over every recorded certificate version, in constant memory."""
         ...
 
     async def known_files(self, keys: Collection[str]) -> set[str]:

@@ -6,16 +6,14 @@ or another program's hands did to it.
 
 from __future__ import annotations
 
-from sqlalchemy import Select, Text, and_, cast, exists, func, literal, not_, or_, select
+from sqlalchemy import ColumnElement, Text, and_, cast, exists, func, literal, not_, or_, select
 
 from harvester.domain.lifecycle import COMPLETE, TERMINAL
 from harvester.domain.orders import CertificateState
 from harvester.ledger.engine import Database
-from harvester.ledger.tables import certificates, orders, transitions
+from harvester.ledger.tables import accounts, certificates, moves, orders, transitions
 
 _MOST_NAMED = 100
-
-_Offenders = Select[str, str]
 
 
 async def contradictions(database: Database) -> list[str]:
@@ -25,7 +23,10 @@ async def contradictions(database: Database) -> list[str]:
     """
     lines = []
     async with database.read() as connection:
-        for rule, offenders in _rules().items():
+        for rule, offends in _rules().items():
+            offenders = (
+                select(accounts.c.id, orders.c.id).join_from(orders, accounts).where(offends)
+            )
             found = await connection.execute(offenders.limit(_MOST_NAMED))
             lines += [
                 f"order {order_id} of account {account}: {rule}" for account, order_id in found
@@ -33,64 +34,57 @@ async def contradictions(database: Database) -> list[str]:
     return lines
 
 
-def _rules() -> dict[str, _Offenders]:
-    later = transitions.alias("later")
-    key = (transitions.c.account_id, transitions.c.order_id)
-    of_file = (certificates.c.account_id, certificates.c.order_id)
+def _rules() -> dict[str, ColumnElement[bool]]:
+    later, left = transitions.alias("later"), moves.alias("left")
+    order, numbered = transitions.c.order_key, transitions.c.seq
+    chains = select(order).join_from(transitions, moves)
     suffix = literal(".v") + cast(certificates.c.version, Text) + ".pdf"
     last = (
-        select(transitions.c.to_status)
-        .where(transitions.c.account_id == orders.c.account_id)
-        .where(transitions.c.order_id == orders.c.id)
-        .order_by(transitions.c.seq.desc())
+        select(moves.c.to_status)
+        .join_from(transitions, moves)
+        .where(order == orders.c.key)
+        .order_by(numbered.desc())
         .limit(1)
         .scalar_subquery()
     )
-    stored = (
-        exists()
-        .where(certificates.c.account_id == orders.c.account_id)
-        .where(certificates.c.order_id == orders.c.id)
-    )
+    is_stored = exists().where(certificates.c.order_key == orders.c.key)
     state = orders.c.certificate_state
-    of_orders = select(orders.c.account_id, orders.c.id)
     return {
-        "its transitions are not numbered 1, 2, 3, ...": select(*key)
-        .group_by(*key)
-        .having(or_(func.min(transitions.c.seq) != 1, func.max(transitions.c.seq) != func.count())),
-        "a transition does not begin where the one before it ended": select(*key).join(
-            later,
-            and_(
-                later.c.account_id == transitions.c.account_id,
-                later.c.order_id == transitions.c.order_id,
-                later.c.seq == transitions.c.seq + 1,
-                later.c.from_status.is_distinct_from(transitions.c.to_status),
-            ),
+        "its transitions are not numbered 1, 2, 3, ...": orders.c.key.in_(
+            select(order)
+            .group_by(order)
+            .having(or_(func.min(numbered) != 1, func.max(numbered) != func.count()))
         ),
-        "its first transition does not begin at nothing": select(*key).where(
-            transitions.c.seq == 1, transitions.c.from_status.is_not(None)
+        "a transition does not begin where the one before it ended": orders.c.key.in_(
+            chains.join(later, and_(later.c.order_key == order, later.c.seq == numbered + 1))
+            .join(left, left.c.key == later.c.move_key)
+            .where(left.c.from_status.is_distinct_from(moves.c.to_status))
         ),
-        "a transition goes nowhere": select(*key).where(
-            transitions.c.from_status == transitions.c.to_status
+        "its first transition does not begin at nothing": orders.c.key.in_(
+            chains.where(numbered == 1, moves.c.from_status.is_not(None))
         ),
-        "its status is not where its transitions ended": of_orders.where(
-            orders.c.status.is_distinct_from(last)
+        "a transition goes nowhere": orders.c.key.in_(
+            chains.where(moves.c.from_status == moves.c.to_status)
         ),
-        "it can still change, yet nothing says when to look": of_orders.where(
+        "its status is not where its transitions ended": orders.c.status.is_distinct_from(last),
+        "it can still change, yet nothing says when to look": and_(
             orders.c.status.not_in(TERMINAL), orders.c.next_check_at.is_(None)
         ),
-        "it is complete, yet no certificate is owed or stored": of_orders.where(
+        "it is complete, yet no certificate is owed or stored": and_(
             orders.c.status == COMPLETE, state.is_(None)
         ),
-        "its certificate is owed, yet nothing says when to fetch it": of_orders.where(
+        "its certificate is owed, yet nothing says when to fetch it": and_(
             state.in_([CertificateState.OWED, CertificateState.FAILED]),
             orders.c.status == COMPLETE,
             orders.c.next_check_at.is_(None),
         ),
-        "its certificate counts as stored, yet no file is recorded": of_orders.where(
-            state == CertificateState.STORED, ~stored
+        "its certificate counts as stored, yet no file is recorded": and_(
+            state == CertificateState.STORED, ~is_stored
         ),
         # A number may be missing: its name was taken by a file that is not a certificate.
-        "a version of its certificate does not have that version's name": select(*of_file).where(
-            certificates.c.version > 1, not_(certificates.c.key.endswith(suffix))
+        "a version of its certificate does not have that version's name": orders.c.key.in_(
+            select(certificates.c.order_key).where(
+                certificates.c.version > 1, not_(certificates.c.name.endswith(suffix))
+            )
         ),
     }

@@ -17,6 +17,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.sqlite import insert
@@ -36,28 +37,39 @@ from harvester.domain.records import (
 from harvester.ledger.engine import Database
 from harvester.ledger.events import note_certificates, note_failure
 from harvester.ledger.filters import AWAITS_CERTIFICATE, IS_MISSING, conditions, is_due
-from harvester.ledger.tables import Instant, accounts, certificates, orders
+from harvester.ledger.keys import ACCOUNT_ID, is_order, order_key
+from harvester.ledger.tables import (
+    ARCHIVE_KEY,
+    Instant,
+    accounts,
+    certificates,
+    folders,
+    orders,
+)
 
 _CHUNK = 500
 
-_NEW = insert(certificates)
+_NEW_FOLDER = insert(folders).on_conflict_do_nothing()
+_NEW = insert(certificates).values(
+    order_key=order_key(bindparam("b_account"), bindparam("b_order")),
+    folder_key=select(folders.c.key).where(folders.c.path == bindparam("b_path")).scalar_subquery(),
+)
 _INSERT = _NEW.on_conflict_do_update(
     # What was interim may turn out to be final; bytes, name and date never change.
-    index_elements=["account_id", "order_id", "version"],
+    index_elements=["order_key", "version"],
     set_={"kind": _NEW.excluded.kind, "lost_at": None},
     where=certificates.c.sha256 == _NEW.excluded.sha256,
 )
 _STORED = (
     update(orders)
     .where(
-        orders.c.account_id == bindparam("b_account"),
-        orders.c.id == bindparam("b_order"),
+        is_order(bindparam("b_account"), bindparam("b_order")),
         # An order that completed meanwhile owes its final certificate beside an interim one.
         or_(orders.c.status != COMPLETE, literal(CertificateKind.FINAL) == bindparam("b_kind")),
     )
     .values(
         certificate_state=CertificateState.STORED,
-        tried_at=bindparam("b_at"),
+        tried_at=None,
         failure_reason=None,
         # An order that is still open keeps the date of its next look.
         next_check_at=case((orders.c.status == COMPLETE, None), else_=orders.c.next_check_at),
@@ -92,8 +104,8 @@ class CertificateRecords:
         if untried_since is not None:
             due = or_(due, orders.c.tried_at.is_(None), orders.c.tried_at < untried_since)
         query = (
-            select(orders, newest_version().label("version"))
-            .join(accounts, accounts.c.id == orders.c.account_id)
+            select(orders, accounts.c.id.label("account_id"), newest_version().label("version"))
+            .join_from(orders, accounts)
             .where(
                 IS_MISSING,
                 accounts.c.parked_reason.is_(None),
@@ -109,8 +121,9 @@ class CertificateRecords:
     async def certificates(self, account_id: str, order_id: str) -> list[KnownCertificate]:
         """See the port."""
         query = (
-            select(certificates)
-            .where(certificates.c.account_id == account_id, certificates.c.order_id == order_id)
+            select(certificates, ARCHIVE_KEY)
+            .join_from(certificates, folders)
+            .where(certificates.c.order_key == order_key(account_id, order_id))
             .order_by(certificates.c.version)
         )
         async with self._database.read() as connection:
@@ -118,12 +131,20 @@ class CertificateRecords:
 
     async def stored_certificates(self) -> AsyncIterator[FiledCertificate]:
         """See the port."""
-        last = ""
+        place = tuple_(certificates.c.order_key, certificates.c.version)
+        last = (0, 0)
         while True:
             query = (
-                select(certificates, _is_replaced().label("is_replaced"))
-                .where(certificates.c.key > last)
-                .order_by(certificates.c.key)
+                select(
+                    certificates,
+                    ARCHIVE_KEY,
+                    orders.c.id.label("order_id"),
+                    accounts.c.id.label("account_id"),
+                    _is_replaced().label("is_replaced"),
+                )
+                .select_from(certificates.join(folders).join(orders).join(accounts))
+                .where(place > last)
+                .order_by(certificates.c.order_key, certificates.c.version)
                 .limit(_CHUNK)
             )
             async with self._database.read() as connection:
@@ -134,30 +155,34 @@ class CertificateRecords:
                 )
             if len(rows) < _CHUNK:
                 return
-            last = rows[-1].key
+            last = (rows[-1].order_key, rows[-1].version)
 
     async def has_certificates(self) -> bool:
         """Tell whether any certificate was ever stored."""
         async with self._database.read() as connection:
-            first = await connection.execute(select(certificates.c.key).limit(1))
+            first = await connection.execute(select(certificates.c.name).limit(1))
             return first.first() is not None
 
     async def known_files(self, keys: Collection[str]) -> set[str]:
         """See the port."""
-        query = select(certificates.c.key).where(certificates.c.key.in_(list(keys)))
+        names = {split_path(key)[1] for key in keys}
+        query = (
+            select(ARCHIVE_KEY)
+            .join_from(certificates, folders)
+            .where(certificates.c.name.in_(names))
+        )
         async with self._database.read() as connection:
-            return set(await connection.scalars(query))
+            return set(await connection.scalars(query)) & set(keys)
 
     async def reopen_certificate(
         self, account_id: str, order_id: str, version: int, at: datetime
     ) -> None:
         """See the port."""
         lost = and_(
-            certificates.c.account_id == account_id,
-            certificates.c.order_id == order_id,
+            certificates.c.order_key == order_key(account_id, order_id),
             certificates.c.version == version,
         )
-        this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
+        this = is_order(account_id, order_id)
         owed = {"certificate_state": CertificateState.OWED, "owed_since": at, "attempts": 0}
 
         async def work(connection: AsyncConnection) -> None:
@@ -185,18 +210,19 @@ class CertificateRecords:
                 update(orders)
                 .where(*chosen)
                 .values(next_check_at=due, attempts=0, tried_at=None)
-                .returning(orders.c.account_id, orders.c.id)
+                .returning(ACCOUNT_ID, orders.c.id)
             )
-            return [(row.account_id, row.id) for row in rows]
+            return [(account_id, order_id) for account_id, order_id in rows]
 
         return await self._database.write(work)
 
     async def missing_certificates(self, scope: OrderFilter) -> list[MissingCertificate]:
         """See the port."""
         query = (
-            select(orders)
+            select(orders, accounts.c.id.label("account_id"))
+            .join_from(orders, accounts)
             .where(AWAITS_CERTIFICATE, *conditions(scope))
-            .order_by(orders.c.account_id, orders.c.id)
+            .order_by(accounts.c.id, orders.c.id)
         )
         async with self._database.read() as connection:
             return [
@@ -221,10 +247,12 @@ class CertificateRecords:
     async def record_certificates(self, filed: Sequence[NewCertificate]) -> None:
         """See the port."""
         rows = [_row(one) for one in filed]
+        paths = [{"path": path} for path in {row["b_path"] for row in rows}]
         done = [_done(one) for one in filed]
 
         async def work(connection: AsyncConnection) -> None:
             await note_certificates(connection, filed)
+            await connection.execute(_NEW_FOLDER, paths)
             await connection.execute(_INSERT, rows)
             await connection.execute(_STORED, done)
 
@@ -256,8 +284,7 @@ class CertificateRecords:
             await connection.execute(
                 update(orders)
                 .where(
-                    orders.c.account_id == order.account_id,
-                    orders.c.id == order.id,
+                    is_order(order.account_id, order.id),
                     # The order may have completed meanwhile: then a new certificate is owed.
                     orders.c.status == order.status,
                     IS_MISSING,
@@ -270,12 +297,14 @@ class CertificateRecords:
 
 def _row(one: NewCertificate) -> dict[str, Any]:
     file = one.certificate.file
+    path, name = split_path(file.key)
     return {
-        "account_id": one.account_id,
-        "order_id": one.order_id,
+        "b_account": one.account_id,
+        "b_order": one.order_id,
+        "b_path": path,
         "version": one.certificate.version,
         "kind": one.certificate.kind,
-        "key": file.key,
+        "name": name,
         "sha256": file.sha256,
         "size": file.size,
         "stored_at": one.certificate.stored_at,
@@ -288,8 +317,13 @@ def _done(one: NewCertificate) -> dict[str, Any]:
         "b_account": one.account_id,
         "b_order": one.order_id,
         "b_kind": one.certificate.kind,
-        "b_at": one.certificate.stored_at,
     }
+
+
+def split_path(key: str) -> tuple[str, str]:
+    """Return an archive key's folder, with its slash, and the name in it."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash, name
 
 
 def _known(row: Any) -> KnownOrder:
@@ -308,10 +342,7 @@ def newest_version() -> ScalarSelect[Any]:
     """Return the newest version of the certificate of an order, as a part of a query."""
     return (
         select(func.max(certificates.c.version))
-        .where(
-            certificates.c.account_id == orders.c.account_id,
-            certificates.c.order_id == orders.c.id,
-        )
+        .where(certificates.c.order_key == orders.c.key)
         .correlate(orders)
         .scalar_subquery()
     )
@@ -322,8 +353,7 @@ def _is_replaced() -> ColumnElement[bool]:
     return and_(
         certificates.c.lost_at.is_not(None),
         exists().where(
-            newer.c.account_id == certificates.c.account_id,
-            newer.c.order_id == certificates.c.order_id,
+            newer.c.order_key == certificates.c.order_key,
             newer.c.version > certificates.c.version,
         ),
     )

@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, func, select, text, tuple_
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.events import Event, EventType, NewEvent
 from harvester.domain.orders import CertificateKind, CertificateState
 from harvester.domain.records import KnownOrder, NewCertificate
 from harvester.ledger.engine import Database
-from harvester.ledger.tables import certificates, events, orders
+from harvester.ledger.keys import is_order
+from harvester.ledger.tables import (
+    ARCHIVE_KEY,
+    accounts,
+    certificates,
+    events,
+    folders,
+    orders,
+)
 
 
 async def write_events(connection: AsyncConnection, new: Sequence[NewEvent]) -> None:
@@ -44,22 +52,17 @@ async def note_certificates(connection: AsyncConnection, filed: Sequence[NewCert
 
     What is recorded already, in the same way, is no event.
     """
-    wanted = [(one.account_id, one.order_id) for one in filed]
     found = await connection.execute(
         select(
-            orders.c.account_id.label("account"),
+            accounts.c.id.label("account"),
             orders.c.id,
             orders.c.idempotency_key,
             certificates,
+            ARCHIVE_KEY,
         )
-        .outerjoin(
-            certificates,
-            and_(
-                certificates.c.account_id == orders.c.account_id,
-                certificates.c.order_id == orders.c.id,
-            ),
-        )
-        .where(tuple_(orders.c.account_id, orders.c.id).in_(wanted))
+        .select_from(orders.join(accounts).outerjoin(certificates).outerjoin(folders))
+        # Some of them may be other accounts' orders of the same id.
+        .where(orders.c.id.in_({one.order_id for one in filed}))
     )
     keys: dict[tuple[str, str], str | None] = {}
     known: dict[tuple[str, str], dict[int, Any]] = {}
@@ -117,7 +120,7 @@ async def note_failure(
     connection: AsyncConnection, order: KnownOrder, at: datetime, reason: str
 ) -> None:
     """Write that a certificate is about to fail, unless it had failed or is no longer owed."""
-    this = and_(orders.c.account_id == order.account_id, orders.c.id == order.id)
+    this = is_order(order.account_id, order.id)
     owed = and_(
         orders.c.status == order.status, orders.c.certificate_state == CertificateState.OWED
     )

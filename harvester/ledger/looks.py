@@ -17,6 +17,7 @@ from harvester.domain.lifecycle import TERMINAL
 from harvester.domain.records import DueLook, OpenOrder, OrderFilter
 from harvester.ledger.engine import Database
 from harvester.ledger.filters import AWAITS_CERTIFICATE, conditions, is_due
+from harvester.ledger.keys import account_key, is_order
 from harvester.ledger.tables import accounts, orders
 
 _NEWEST = 5
@@ -33,11 +34,13 @@ class LookRecords:
         self, now: datetime, horizon: datetime, account_ids: Collection[str] | None = None
     ) -> Mapping[str, Sequence[DueLook]]:
         """See the port."""
-        query = select(orders.c.account_id, orders.c.id, orders.c.place).where(
-            is_due(orders.c.next_check_at, now, horizon), not_(AWAITS_CERTIFICATE)
+        query = (
+            select(accounts.c.id, orders.c.id, orders.c.place)
+            .join_from(orders, accounts)
+            .where(is_due(orders.c.next_check_at, now, horizon), not_(AWAITS_CERTIFICATE))
         )
         if account_ids is not None:
-            query = query.where(orders.c.account_id.in_(list(account_ids)))
+            query = query.where(accounts.c.id.in_(list(account_ids)))
         looks = defaultdict[str, list[DueLook]](list)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
@@ -49,7 +52,7 @@ class LookRecords:
         """See the port."""
         newest = (
             select(orders.c.place)
-            .where(orders.c.account_id == accounts.c.id, orders.c.place.is_not(None))
+            .where(orders.c.account_key == accounts.c.key, orders.c.place.is_not(None))
             .order_by(orders.c.created_at.desc())
             .limit(_NEWEST)
             .correlate(accounts)
@@ -63,8 +66,8 @@ class LookRecords:
 
     async def order_above(self, account_id: str, order_id: str) -> DueLook | None:
         """See the port."""
-        mine = orders.c.account_id == account_id
-        created = select(orders.c.created_at).where(mine, orders.c.id == order_id)
+        mine = orders.c.account_key == account_key(account_id)
+        created = select(orders.c.created_at).where(is_order(account_id, order_id))
         query = (
             select(orders.c.id, orders.c.place)
             .where(mine, orders.c.created_at > created.scalar_subquery())
@@ -82,11 +85,7 @@ class LookRecords:
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(
                 update(orders)
-                .where(
-                    orders.c.account_id == account_id,
-                    orders.c.id == bindparam("b_id"),
-                    orders.c.place.is_(None),
-                )
+                .where(is_order(account_id, bindparam("b_id")), orders.c.place.is_(None))
                 .values(place=bindparam("b_place")),
                 rows,
             )
@@ -104,7 +103,7 @@ class LookRecords:
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(
                 update(orders)
-                .where(orders.c.account_id == account_id, orders.c.id == bindparam("b_id"))
+                .where(is_order(account_id, bindparam("b_id")))
                 .values(next_check_at=due),
                 rows,
             )
@@ -114,7 +113,7 @@ class LookRecords:
     async def unseen_open(self, account_id: str, before: datetime, scope: OrderFilter) -> list[str]:
         """See the port."""
         query = select(orders.c.id).where(
-            orders.c.account_id == account_id,
+            orders.c.account_key == account_key(account_id),
             orders.c.status.not_in(TERMINAL),
             orders.c.last_seen_at < before,
             *conditions(scope),
@@ -125,13 +124,14 @@ class LookRecords:
     async def open_orders(self, scope: OrderFilter) -> list[OpenOrder]:
         """See the port."""
         query = (
-            select(orders.c.account_id, orders.c.id, orders.c.status, orders.c.next_check_at)
+            select(accounts.c.id, orders.c.id, orders.c.status, orders.c.next_check_at)
+            .join_from(orders, accounts)
             .where(
                 orders.c.next_check_at.is_not(None),  # as every open order's is
                 orders.c.status.not_in(TERMINAL),
                 *conditions(scope),
             )
-            .order_by(orders.c.account_id, orders.c.created_at.desc())
+            .order_by(accounts.c.id, orders.c.created_at.desc())
         )
         async with self._database.read() as connection:
             return [OpenOrder(*row) for row in await connection.execute(query)]

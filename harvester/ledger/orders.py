@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from itertools import pairwise
 
-from sqlalchemy import and_, func, literal, select, update
+from sqlalchemy import func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.cadence import Cadence, Stay
@@ -13,8 +13,9 @@ from harvester.domain.lifecycle import Anomaly, AnomalyKind
 from harvester.domain.orders import Account, OrderPage, Source
 from harvester.domain.records import Recorded, SweepMark
 from harvester.ledger.engine import Database
+from harvester.ledger.keys import is_order
 from harvester.ledger.recording import Recorder, count_anomaly
-from harvester.ledger.tables import Instant, orders, transitions
+from harvester.ledger.tables import Instant, moves, orders, transitions
 
 
 class OrderRecords:
@@ -43,29 +44,13 @@ class OrderRecords:
 
     async def recent_stays(self, count: int, now: datetime) -> list[Stay]:
         """See the port."""
-        recent = (
-            select(orders.c.account_id, orders.c.id)
-            .order_by(orders.c.changed_at.desc())
-            .limit(count)
-            .subquery()
-        )
+        recent = select(orders.c.key).order_by(orders.c.changed_at.desc()).limit(count).subquery()
         query = (
-            select(
-                transitions.c.account_id,
-                transitions.c.order_id,
-                transitions.c.seq,
-                transitions.c.to_status,
-                transitions.c.observed_at,
-            )
-            .join(
-                recent,
-                and_(
-                    recent.c.account_id == transitions.c.account_id,
-                    recent.c.id == transitions.c.order_id,
-                ),
-            )
+            select(transitions.c.seq, moves.c.to_status, transitions.c.observed_at)
+            .join(moves)
+            .join(recent, recent.c.key == transitions.c.order_key)
             # By the orders found, or every transition there is would be read.
-            .order_by(recent.c.account_id, recent.c.id, transitions.c.seq)
+            .order_by(recent.c.key, transitions.c.seq)
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
@@ -84,19 +69,19 @@ class OrderRecords:
         """See the port."""
 
         async def work(connection: AsyncConnection) -> None:
-            this = and_(orders.c.account_id == account_id, orders.c.id == order_id)
-            status = await connection.scalar(select(orders.c.status).where(this))
-            if status is None:
+            this = select(orders.c.key, orders.c.status).where(is_order(account_id, order_id))
+            known = (await connection.execute(this)).first()
+            if known is None:
                 return
             await connection.execute(
                 update(orders)
-                .where(this)
+                .where(orders.c.key == known.key)
                 .values(
                     missing_since=func.coalesce(orders.c.missing_since, literal(at, Instant)),
                     next_check_at=due,
                 )
             )
-            odd = Anomaly(status, "", AnomalyKind.NOT_FOUND, at)
-            await count_anomaly(connection, account_id, order_id, odd)
+            odd = Anomaly(known.status, "", AnomalyKind.NOT_FOUND, at)
+            await count_anomaly(connection, known.key, odd)
 
         await self._database.write(work)

@@ -14,14 +14,18 @@ from sqlalchemy import Select, and_, func, not_, or_, select, tuple_
 
 from harvester.domain.orders import CertificateKind, StoredFile
 from harvester.domain.records import EVERYTHING, KnownCertificate, OrderFilter
+from harvester.ledger.census import take_census
 from harvester.ledger.certificates import known_certificate, newest_version
 from harvester.ledger.engine import Database
 from harvester.ledger.filters import conditions
 from harvester.ledger.tables import (
+    ARCHIVE_KEY,
     accounts,
     anomalies,
     certificates,
     documents,
+    folders,
+    moves,
     orders,
     set_aside,
     transitions,
@@ -83,7 +87,7 @@ class Summary:
 _METADATA = OrderRow._fields.index("metadata")
 _LISTED = (
     # First OrderRow's fields, in their order; its certificate's are the last six.
-    orders.c.account_id,
+    accounts.c.id.label("account_id"),
     orders.c.id,
     orders.c.idempotency_key,
     orders.c.status,
@@ -93,7 +97,7 @@ _LISTED = (
     orders.c.first_seen_at,
     orders.c.last_seen_at,
     orders.c.next_check_at,
-    orders.c.mode,
+    accounts.c.mode,
     orders.c.beneficiary,
     orders.c.missing_since,
     orders.c.certificate_state,
@@ -101,20 +105,40 @@ _LISTED = (
     orders.c.failure_reason,
     certificates.c.version,
     certificates.c.kind,
-    certificates.c.key,
+    ARCHIVE_KEY,
     certificates.c.sha256,
     certificates.c.size,
     certificates.c.stored_at,
 )
 
 
+_PARTS = (
+    (
+        select(
+            transitions.c.seq,
+            moves.c.from_status,
+            moves.c.to_status,
+            transitions.c.observed_at,
+            moves.c.source,
+        ).join_from(transitions, moves),
+        transitions.c.order_key,
+        transitions.c.seq,
+    ),
+    (
+        select(certificates, ARCHIVE_KEY).join_from(certificates, folders),
+        certificates.c.order_key,
+        certificates.c.version,
+    ),
+    (select(anomalies), anomalies.c.order_key, anomalies.c.first_at),
+)
+
+
 def _with_newest_certificate(scope: OrderFilter) -> Select[Any]:
-    this = and_(
-        certificates.c.account_id == orders.c.account_id,
-        certificates.c.order_id == orders.c.id,
-        certificates.c.version == newest_version(),
+    newest = and_(
+        certificates.c.order_key == orders.c.key, certificates.c.version == newest_version()
     )
-    return select(*_LISTED).outerjoin(certificates, this).where(*conditions(scope))
+    told = orders.join(accounts).outerjoin(certificates, newest).outerjoin(folders)
+    return select(*_LISTED).select_from(told).where(*conditions(scope))
 
 
 async def stream_orders(
@@ -135,12 +159,10 @@ async def stream_orders(
             # Written so that the index on created_at says where to go on.
             same = and_(
                 orders.c.created_at == created_at,
-                tuple_(orders.c.account_id, orders.c.id) <= tuple_(account_id, order_id),
+                tuple_(accounts.c.id, orders.c.id) <= tuple_(account_id, order_id),
             )
             query = query.where(orders.c.created_at <= created_at, not_(same))
-        query = query.order_by(orders.c.created_at.desc(), orders.c.account_id, orders.c.id).limit(
-            size
-        )
+        query = query.order_by(orders.c.created_at.desc(), accounts.c.id, orders.c.id).limit(size)
         async with database.read() as connection:
             rows = (await connection.execute(query)).all()
         for row in rows:
@@ -155,33 +177,28 @@ async def find_orders(
     database: Database, reference: str, account_id: str | None = None
 ) -> list[OrderDetail]:
     """Return the orders with this id or idempotency key, whole; several accounts may have one."""
-    query = _with_newest_certificate(EVERYTHING).where(
-        or_(orders.c.id == reference, orders.c.idempotency_key == reference)
+    query = (
+        _with_newest_certificate(EVERYTHING)
+        .add_columns(orders.c.key, documents.c.document)
+        .join(documents, documents.c.order_key == orders.c.key)
+        .where(or_(orders.c.id == reference, orders.c.idempotency_key == reference))
     )
     if account_id is not None:
-        query = query.where(orders.c.account_id == account_id)
+        query = query.where(accounts.c.id == account_id)
     found = []
     async with database.read() as connection:
-        for row in await connection.execute(query):
-            parts = []
-            for table, sort in (
-                (transitions, transitions.c.seq),
-                (certificates, certificates.c.version),
-                (anomalies, anomalies.c.first_at),
-                (documents, documents.c.order_id),
-            ):
-                mine = and_(table.c.account_id == row.account_id, table.c.order_id == row.id)
-                parts.append(
-                    (await connection.execute(select(table).where(mine).order_by(sort))).all()
-                )
-            chain, versions, odd, document = parts
+        for *row, key, document in await connection.execute(query):
+            chain, versions, odd = [
+                (await connection.execute(part.where(column == key).order_by(sort))).all()
+                for part, column, sort in _PARTS
+            ]
             found.append(
                 OrderDetail(
                     order=_order_row(row),
                     transitions=chain,
                     certificates=[known_certificate(version) for version in versions],
                     anomalies=odd,
-                    document=json.loads(zlib.decompress(document[0].document)),
+                    document=json.loads(zlib.decompress(document)),
                 )
             )
     return found
@@ -190,13 +207,10 @@ async def find_orders(
 async def summarise(database: Database, now: datetime) -> Summary:
     """Count what there is and what is due."""
     async with database.read() as connection:
-        states = (orders.c.status, orders.c.certificate_state)
         by_status, by_certificate = Counter[str](), Counter[str]()
-        for status, state, count in await connection.execute(
-            select(*states, func.count()).group_by(*states)
-        ):
-            by_status[status] += count
-            by_certificate[state or "none"] += count
+        for standing in await take_census(connection):
+            by_status[standing.status] += standing.count
+            by_certificate[standing.certificate_state or "none"] += standing.count
         next_look = await connection.scalar(
             select(func.min(orders.c.next_check_at)).where(orders.c.next_check_at.is_not(None))
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -29,9 +29,11 @@ from harvester.domain.lifecycle import (
 )
 from harvester.domain.orders import Account, Order, OrderPage, SetAside, Source
 from harvester.domain.records import Recorded, SweepMark
+from harvester.ledger.chains import Step, append_transitions
 from harvester.ledger.events import write_events
 from harvester.ledger.judgement import date_looks, judge, owing
-from harvester.ledger.tables import accounts, anomalies, documents, orders, set_aside, transitions
+from harvester.ledger.keys import account_key
+from harvester.ledger.tables import accounts, anomalies, documents, orders, set_aside
 from harvester.ledger.webhooks import answer_hints
 
 _DIGEST_BYTES = 8
@@ -58,6 +60,8 @@ class Recorder:
         self._cadence = cadence
         self._sweep = sweep
         self._place = place
+        self._keys: dict[str, int] = {}
+        self._steps: list[Step] = []
         self._recorded = Recorded()
 
     async def record(self, page: OrderPage) -> Recorded:
@@ -88,12 +92,13 @@ class Recorder:
             if row is None:
                 new.append((order, values))
             elif isinstance(observation, Unchanged) and not _news(row, order, values):
-                still.append({"b_id": order.id, "due": values["next_check_at"]})
+                still.append({"b_key": row.key, "due": values["next_check_at"]})
             else:
                 await self._update(row, order, values)
                 await self._note(order.id, observation)
             self._recorded.old &= self._is_old(row)
         await self._insert(new)
+        await append_transitions(self._connection, self._steps)
         await self._touch(still)
         await self._settle_set_aside(found, page.set_aside)
         moves = self._recorded.moves
@@ -110,6 +115,7 @@ class Recorder:
     async def _known(self, found: Iterable[str]) -> dict[str, Any]:
         rows = await self._connection.execute(
             select(
+                orders.c.key,
                 orders.c.id,
                 orders.c.status,
                 orders.c.changed_at,
@@ -120,9 +126,14 @@ class Recorder:
                 orders.c.missing_since,
                 orders.c.document_digest,
                 orders.c.first_sweep,
-            ).where(orders.c.account_id == self._account.id, orders.c.id.in_(list(found)))
+            ).where(
+                orders.c.account_key == account_key(self._account.id),
+                orders.c.id.in_(list(found)),
+            )
         )
-        return {row.id: row for row in rows}
+        known = {row.id: row for row in rows}
+        self._keys = {order_id: row.key for order_id, row in known.items()}
+        return known
 
     async def _find_place(self, found: Iterable[str], known: Mapping[str, Any]) -> None:
         """Find the place of the answer's first order by those on it whose place is known."""
@@ -132,20 +143,25 @@ class Recorder:
                 self._place = row.place + number
                 return
         if self._place is None and self._sweep is not None:
-            placed = select(orders.c.id).where(
-                orders.c.account_id == self._account.id, orders.c.place.is_not(None)
+            placed = select(orders.c.key).where(
+                orders.c.account_key == account_key(self._account.id), orders.c.place.is_not(None)
             )
             if await self._connection.scalar(placed.limit(1)) is None:
                 self._place = 0  # the first page ever: older orders get places below
 
-    async def _number_for_new(self) -> int:
-        if self._sweep is not None:
-            return self._sweep.number
-        # Found apart from a sweep: no sweep up to now has read the listing down to it.
-        number = await self._connection.scalar(
-            select(accounts.c.sweep_number).where(accounts.c.id == self._account.id)
+    async def _shared_by_new(self) -> dict[str, Any]:
+        this = select(accounts.c.key, accounts.c.sweep_number).where(
+            accounts.c.id == self._account.id
         )
-        return (number or 0) + 1
+        # Without an account the ledger's rules refuse its orders.
+        key, number = (await self._connection.execute(this)).first() or (None, 0)
+        return {
+            "account_key": key,
+            "first_seen_at": self._at,
+            # Found apart from a sweep: no sweep up to now has read the listing down to it.
+            "first_sweep": number + 1 if self._sweep is None else self._sweep.number,
+            "beneficiary": self._account.beneficiary,
+        }
 
     def _is_old(self, row: Any | None) -> bool:
         joined = self._sweep.joined if self._sweep is not None else 0
@@ -154,13 +170,7 @@ class Recorder:
     async def _insert(self, new: Sequence[tuple[Order, dict[str, Any]]]) -> None:
         if not new:
             return
-        shared = {
-            "account_id": self._account.id,
-            "first_seen_at": self._at,
-            "first_sweep": await self._number_for_new(),
-            "mode": self._account.mode,
-            "beneficiary": self._account.beneficiary,
-        }
+        shared = await self._shared_by_new()
         rows = [
             shared
             | owing(None, None)
@@ -170,80 +180,48 @@ class Recorder:
             | values
             for order, values in new
         ]
-        await self._connection.execute(orders.insert(), rows)
+        made = await self._connection.execute(
+            orders.insert().returning(orders.c.id, orders.c.key), rows
+        )
+        self._keys |= {row.id: row.key for row in made}
         await self._connection.execute(
             documents.insert(),
-            [self._document(order) for order, _ in new],
-        )
-        first = [(order.id, Moved(None, order.status, self._at)) for order, _ in new]
-        await self._connection.execute(
-            transitions.insert(), [self._transition(*one) | {"seq": 1} for one in first]
+            [{"order_key": self._keys[order.id], "document": _deflated(order)} for order, _ in new],
         )
         self._recorded.new += len(new)
-        self._recorded.moves += first
-        for order_id, move in first:
-            await self._note_unknown(order_id, move)
+        for order, _ in new:
+            await self._note(order.id, Moved(None, order.status, self._at))
 
     async def _update(self, row: Any, order: Order, values: Mapping[str, Any]) -> None:
         # Guarded by the status that was judged: a row that moved in between is not overwritten.
         result = await self._connection.execute(
             update(orders)
-            .where(
-                orders.c.account_id == self._account.id,
-                orders.c.id == order.id,
-                orders.c.status == row.status,
-            )
+            .where(orders.c.key == row.key, orders.c.status == row.status)
             .values(**_served(order), **values)
         )
         if result.rowcount != 1:
             raise LedgerDamaged(f"order {order.id} changed while it was being recorded")
-        document = self._document(order)
         await self._connection.execute(
             update(documents)
-            .where(documents.c.account_id == self._account.id, documents.c.order_id == order.id)
-            .values(document=document["document"])
+            .where(documents.c.order_key == row.key)
+            .values(document=_deflated(order))
         )
-
-    def _document(self, order: Order) -> dict[str, Any]:
-        return {
-            "account_id": self._account.id,
-            "order_id": order.id,
-            "document": zlib.compress(_as_json(order.document)),
-        }
-
-    def _transition(self, order_id: str, move: Moved) -> dict[str, Any]:
-        return {
-            "account_id": self._account.id,
-            "order_id": order_id,
-            "from_status": move.before,
-            "to_status": move.after,
-            "observed_at": move.at,
-            "source": Source.WEBHOOK if order_id in self._recorded.hinted else self._source,
-        }
 
     async def _touch(self, still: Sequence[dict[str, Any]]) -> None:
         if not still:
             return
         await self._connection.execute(
             update(orders)
-            .where(orders.c.account_id == self._account.id, orders.c.id == bindparam("b_id"))
+            .where(orders.c.key == bindparam("b_key"))
             .values(last_seen_at=self._at, next_check_at=bindparam("due")),
             still,
         )
 
     async def _note(self, order_id: str, observation: Observation) -> None:
         if isinstance(observation, Moved):
-            last = (
-                select(func.max(transitions.c.seq))
-                .where(
-                    transitions.c.account_id == self._account.id,
-                    transitions.c.order_id == order_id,
-                )
-                .scalar_subquery()
-            )
-            await self._connection.execute(
-                transitions.insert().values(**self._transition(order_id, observation), seq=last + 1)
-            )
+            hinted = order_id in self._recorded.hinted
+            source = Source.WEBHOOK if hinted else self._source
+            self._steps.append(Step(self._keys[order_id], observation, source))
             self._recorded.moves.append((order_id, observation))
             await self._note_unknown(order_id, observation)
         elif isinstance(observation, Anomaly):
@@ -256,7 +234,7 @@ class Recorder:
             )
 
     async def _count(self, order_id: str, anomaly: Anomaly) -> None:
-        await count_anomaly(self._connection, self._account.id, order_id, anomaly)
+        await count_anomaly(self._connection, self._keys[order_id], anomaly)
         self._recorded.anomalies.append((order_id, anomaly))
 
     async def _settle_set_aside(self, found: Iterable[str], things: Sequence[SetAside]) -> None:
@@ -282,13 +260,10 @@ class Recorder:
         self._recorded.set_aside += things
 
 
-async def count_anomaly(
-    connection: AsyncConnection, account_id: str, order_id: str, anomaly: Anomaly
-) -> None:
+async def count_anomaly(connection: AsyncConnection, order_key: int, anomaly: Anomaly) -> None:
     """Record an anomaly, or count it once more: a status served wrongly for a year is one row."""
     statement = insert(anomalies).values(
-        account_id=account_id,
-        order_id=order_id,
+        order_key=order_key,
         kind=anomaly.kind,
         recorded=anomaly.recorded,
         served=anomaly.served,
@@ -298,7 +273,7 @@ async def count_anomaly(
     )
     await connection.execute(
         statement.on_conflict_do_update(
-            index_elements=["account_id", "order_id", "kind", "recorded", "served"],
+            index_elements=["order_key", "kind", "recorded", "served"],
             set_={"last_at": anomaly.at, "count": anomalies.c.count + 1},
         )
     )
@@ -311,6 +286,10 @@ def _served(order: Order) -> dict[str, Any]:
         "metadata": _as_json(order.metadata).decode(),
         "document_digest": _digest(order),
     }
+
+
+def _deflated(order: Order) -> bytes:
+    return zlib.compress(_as_json(order.document))
 
 
 def _news(row: Any, order: Order, values: Mapping[str, Any]) -> bool:

@@ -14,7 +14,8 @@ from harvester.domain.events import EventType, NewEvent
 from harvester.domain.stuck import Bound, StuckOrder
 from harvester.ledger.engine import Database
 from harvester.ledger.events import write_events
-from harvester.ledger.tables import documents, orders
+from harvester.ledger.keys import is_order
+from harvester.ledger.tables import accounts, documents, orders
 
 _MOST = 500
 
@@ -36,7 +37,7 @@ class StuckRecords:
         async def work(connection: AsyncConnection) -> Sequence[StuckOrder]:
             told = []
             for one in new:
-                this = and_(orders.c.account_id == one.account_id, orders.c.id == one.order_id)
+                this = is_order(one.account_id, one.order_id)
                 # It may have moved since it was found.
                 still = and_(this, orders.c.status == one.status, orders.c.stuck_at.is_(None))
                 done = await connection.execute(update(orders).where(still).values(stuck_at=now))
@@ -58,20 +59,16 @@ async def find_stuck(
     ]
     query = (
         select(
-            orders.c.account_id,
+            accounts.c.id,
             orders.c.id,
             orders.c.idempotency_key,
             orders.c.status,
             orders.c.changed_at,
             documents.c.document,
         )
-        .join(
-            documents,
-            and_(
-                documents.c.account_id == orders.c.account_id, documents.c.order_id == orders.c.id
-            ),
-        )
-        .where(or_(*late))
+        .select_from(orders.join(accounts).join(documents))
+        # As every open order has a date, those that ended need not be read.
+        .where(orders.c.next_check_at.is_not(None), or_(*late))
         .order_by(orders.c.changed_at)
         .limit(_MOST)
     )

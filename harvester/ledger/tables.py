@@ -1,6 +1,11 @@
 """The ledger's tables, for queries; the migrations make them.
 
-Instants are INTEGER microseconds since 1970 UTC: exact, sortable, free of time zones.
+Instants are INTEGER microseconds since 1970 UTC: exact, sortable, free of time zones. Lune's ids
+are texts of 32 characters: an account and an order have theirs in their own row only, and other
+rows refer to them by the integer ``key``, which is the ledger's own and never leaves it. What is
+the same in very many rows is written once, too (``moves``, ``folders``). For those who read the
+file by hand two views tell all that in words: ``history`` the transitions, ``files`` the
+certificates.
 """
 
 from __future__ import annotations
@@ -12,7 +17,9 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Dialect,
+    ForeignKey,
     Integer,
     LargeBinary,
     MetaData,
@@ -48,12 +55,28 @@ class Instant(TypeDecorator[datetime]):
         return _read
 
 
+class Digest(TypeDecorator[str]):
+    """A digest in hexadecimal, as the bytes that it is."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002 - the library's signature
+        """Turn digits into bytes."""
+        return None if value is None else bytes.fromhex(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - the library's signature
+        """Turn bytes into digits."""
+        return None if value is None else value.hex()
+
+
 metadata = MetaData()
 
 accounts = Table(
     "accounts",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("key", Integer, primary_key=True),
+    Column("id", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("mode", Text, nullable=False),
     Column("scope", Text, nullable=False),
@@ -74,8 +97,9 @@ accounts = Table(
 orders = Table(
     "orders",
     metadata,
-    Column("account_id", Text, primary_key=True),
-    Column("id", Text, primary_key=True),
+    Column("key", Integer, primary_key=True),
+    Column("account_key", Integer, ForeignKey("accounts.key"), nullable=False),
+    Column("id", Text, nullable=False),
     Column("idempotency_key", Text),
     Column("status", Text, nullable=False),
     Column("quantity", Text),
@@ -86,7 +110,7 @@ orders = Table(
     Column("changed_at", Instant, nullable=False),
     Column("next_check_at", Instant),
     Column("first_sweep", Integer, nullable=False),
-    Column("mode", Text, nullable=False),
+    # The account's when the order was first seen; the account's own may change.
     Column("beneficiary", Text),
     Column("missing_since", Instant),
     Column("document_digest", LargeBinary, nullable=False),
@@ -104,29 +128,33 @@ orders = Table(
 documents = Table(
     "order_documents",
     metadata,
-    Column("account_id", Text, primary_key=True),
-    Column("order_id", Text, primary_key=True),
+    Column("order_key", Integer, ForeignKey("orders.key"), primary_key=True),
     # The order as last served, without the end user's e-mail: JSON, deflated.
     Column("document", LargeBinary, nullable=False),
+)
+
+moves = Table(
+    "moves",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("from_status", Text),
+    Column("to_status", Text, nullable=False),
+    Column("source", Text, nullable=False),
 )
 
 transitions = Table(
     "transitions",
     metadata,
-    Column("account_id", Text, primary_key=True),
-    Column("order_id", Text, primary_key=True),
+    Column("order_key", Integer, ForeignKey("orders.key"), primary_key=True),
     Column("seq", Integer, primary_key=True),
-    Column("from_status", Text),
-    Column("to_status", Text, nullable=False),
+    Column("move_key", Integer, ForeignKey("moves.key"), nullable=False),
     Column("observed_at", Instant, nullable=False),
-    Column("source", Text, nullable=False),
 )
 
 anomalies = Table(
     "anomalies",
     metadata,
-    Column("account_id", Text, primary_key=True),
-    Column("order_id", Text, primary_key=True),
+    Column("order_key", Integer, ForeignKey("orders.key"), primary_key=True),
     Column("kind", Text, primary_key=True),
     Column("recorded", Text, primary_key=True),
     Column("served", Text, primary_key=True),
@@ -135,21 +163,33 @@ anomalies = Table(
     Column("count", Integer, nullable=False),
 )
 
+folders = Table(
+    "folders",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    # With its slash at the end; of files that lie in none it is empty.
+    Column("path", Text, nullable=False),
+)
+
 certificates = Table(
     "certificates",
     metadata,
-    Column("account_id", Text, primary_key=True),
-    Column("order_id", Text, primary_key=True),
+    Column("order_key", Integer, ForeignKey("orders.key"), primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("kind", Text, nullable=False),
-    Column("key", Text, nullable=False),
-    Column("sha256", Text, nullable=False),
+    # The archive's key is the folder's path and this.
+    Column("folder_key", Integer, ForeignKey("folders.key"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("sha256", Digest, nullable=False),
     Column("size", Integer, nullable=False),
     Column("stored_at", Instant, nullable=False),
     Column("cf_ray", Text),
     # When its file was found missing or changed; nothing once the same bytes were had again.
     Column("lost_at", Instant),
 )
+
+ARCHIVE_KEY: ColumnElement[str] = (folders.c.path + certificates.c.name).label("key")
+"""What the archive knows a certificate's file by."""
 
 set_aside = Table(
     "set_aside",

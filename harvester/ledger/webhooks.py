@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, case, func, or_, select, tuple_, update
+from sqlalchemy import and_, case, func, join, or_, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,7 +27,8 @@ from harvester.domain.webhooks import (
     next_look_at_hint,
 )
 from harvester.ledger.engine import Database
-from harvester.ledger.tables import accounts, hints, orders, transitions, webhook_events
+from harvester.ledger.keys import account_key, is_order
+from harvester.ledger.tables import accounts, hints, moves, orders, transitions, webhook_events
 
 _NEW = insert(hints)
 _IS_NEWS = and_(
@@ -44,7 +45,12 @@ _RENEWED = _NEW.on_conflict_do_update(
         "sequence": case((_IS_NEWS, _NEW.excluded.sequence), else_=hints.c.sequence),
     },
 )
-_OF_ITS_ORDER = and_(orders.c.account_id == hints.c.account_id, orders.c.id == hints.c.order_id)
+_HINTED = (
+    # Hints are about orders that the ledger may not have.
+    join(hints, accounts, accounts.c.id == hints.c.account_id).outerjoin(
+        orders, and_(orders.c.account_key == accounts.c.key, orders.c.id == hints.c.order_id)
+    )
+)
 _MOST_ASKED = 500
 
 
@@ -77,8 +83,7 @@ class WebhookRecords:
         query = (
             select(hints.c.account_id)
             .distinct()
-            .join(accounts, accounts.c.id == hints.c.account_id)
-            .outerjoin(orders, _OF_ITS_ORDER)
+            .select_from(_HINTED)
             .where(due, accounts.c.parked_reason.is_(None))
         )
         async with self._database.read() as connection:
@@ -88,7 +93,7 @@ class WebhookRecords:
         """See the port."""
         due = (
             select(hints)
-            .outerjoin(orders, _OF_ITS_ORDER)
+            .select_from(_HINTED)
             .where(hints.c.account_id == account_id, hints.c.due_at <= now, orders.c.id.is_(None))
             .limit(_MOST_ASKED)
         )
@@ -117,20 +122,17 @@ class WebhookRecords:
             first, last = (await connection.execute(heard.where(mine))).one()
             if first is None:
                 return Announcements(None, 0)
+            # Whatever moved since then changed its order, too: no others' chains are read.
+            changed = select(orders.c.key).where(
+                orders.c.account_key == account_key(account_id), orders.c.changed_at >= first
+            )
             unannounced = (
                 select(func.count())
-                .select_from(transitions)
-                .join(
-                    orders,
-                    and_(
-                        orders.c.account_id == transitions.c.account_id,
-                        orders.c.id == transitions.c.order_id,
-                    ),
-                )
+                .select_from(transitions.join(moves).join(orders))
                 .where(
-                    transitions.c.account_id == account_id,
+                    transitions.c.order_key.in_(changed),
                     transitions.c.observed_at >= first,
-                    transitions.c.source.in_([Source.SWEEP, Source.CHECK, Source.DRAIN]),
+                    moves.c.source.in_([Source.SWEEP, Source.CHECK, Source.DRAIN]),
                     # An old order that is seen for the first time was never to be announced.
                     or_(transitions.c.seq > 1, orders.c.created_at >= first),
                 )
@@ -187,9 +189,11 @@ async def _hint_at(connection: AsyncConnection, heard: Iterable[tuple[LuneEvent,
     followed = set(await connection.scalars(select(accounts.c.id)))
     ids = {event.order_id for event, _ in about}
     rows = await connection.execute(
-        select(orders.c.account_id, orders.c.id, orders.c.status).where(orders.c.id.in_(ids))
+        select(accounts.c.id, orders.c.id, orders.c.status)
+        .join_from(orders, accounts)
+        .where(orders.c.id.in_(ids))
     )
-    statuses = {(row.account_id, row.id): str(row.status) for row in rows}
+    statuses = {(account_id, order_id): str(status) for account_id, order_id, status in rows}
     made = 0
     for event, delivery in about:
         account_id = event.account_id or _owner(event, statuses)
@@ -233,9 +237,7 @@ async def _hint_one(
         },
     )
     await connection.execute(
-        update(orders)
-        .where(orders.c.account_id == account_id, orders.c.id == event.order_id)
-        .values(next_check_at=at)
+        update(orders).where(is_order(account_id, event.order_id)).values(next_check_at=at)
     )
 
 

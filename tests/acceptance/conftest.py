@@ -152,7 +152,7 @@ class House:
         chains: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         columns = "order_id, seq, from_status, to_status, source"
         for order, number, before, after, source in self.query(
-            f"SELECT {columns} FROM transitions ORDER BY order_id, seq"
+            f"SELECT {columns} FROM history ORDER BY order_id, seq"
         ):
             chain = chains[order]
             assert number == len(chain) + 1, f"{order}: {number} after {len(chain)} transitions"

@@ -44,7 +44,7 @@ def ask(home: Home, statement: str) -> list[tuple[Any, ...]]:
 
 def chain(home: Home) -> list[tuple[str, str]]:
     """Return the transitions of the one order there is, as (status, source)."""
-    steps = ask(home, "SELECT order_id, to_status, source FROM transitions ORDER BY seq")
+    steps = ask(home, "SELECT order_id, to_status, source FROM history ORDER BY seq")
     assert len({order_id for order_id, _, _ in steps}) <= 1
     return [(status, source) for _, status, source in steps]
 

@@ -83,7 +83,7 @@ def assert_all_is_there_once(house: House, lune: OtherLune) -> None:
     rows = house.orders("--certificate", "stored")
     assert {order: row["certificate"]["sha256"] for order, row in rows.items()} == files
     assert {row["certificate"]["version"] for row in rows.values()} == {1}
-    assert house.query("SELECT count(*) FROM certificates") == [(len(files),)]
+    assert house.query("SELECT count(*) FROM files") == [(len(files),)]
     assert house.query("PRAGMA integrity_check") == [("ok",)]
     assert house.query("PRAGMA foreign_key_check") == []
     chains = house.chains()

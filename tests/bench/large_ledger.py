@@ -42,7 +42,7 @@ class LargeLedger:
 
     def account_id(self, number: int) -> str:
         """Return the id of the account that an order belongs to."""
-        return _identifier("account", _scatter(number) % self.accounts)
+        return _identifier("account", _account(self, number))
 
     def order_id(self, number: int) -> str:
         """Return an order's id; the first order has number 0."""
@@ -60,7 +60,9 @@ def make_large_ledger(path: Path, orders: int, accounts: int) -> LargeLedger:
         connection.execute("BEGIN")
         _fill(connection, "accounts", _account_rows(ledger))
         _fill(connection, "orders", _order_rows(ledger))
+        _fill(connection, "moves", _move_rows())
         _fill(connection, "transitions", _transition_rows(ledger))
+        _fill(connection, "folders", _folder_rows(ledger))
         _fill(connection, "certificates", _certificate_rows(ledger))
         bare = _size(connection)
         _fill(connection, "order_documents", _document_rows(ledger))
@@ -89,6 +91,7 @@ def _account_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
     at = _microseconds(ledger.opens_at)
     for number in range(ledger.accounts):
         yield {
+            "key": _account_key(number),
             "id": _identifier("account", number),
             "name": f"Client {number}",
             "mode": "test",
@@ -111,12 +114,13 @@ def _order_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
     now = _microseconds(ledger.opens_at)
     places = [0] * ledger.accounts
     for number in range(ledger.orders):
-        account = _scatter(number) % ledger.accounts
+        account = _account(ledger, number)
         places[account] += 1
         opened = number % _OPEN_EVERY == 0
         created = _created(ledger, number)
         yield {
-            "account_id": _identifier("account", account),
+            "key": _order_key(number),
+            "account_key": _account_key(account),
             "id": ledger.order_id(number),
             "idempotency_key": f"INV-{number:08}",
             "status": _chain(number)[-1],
@@ -128,47 +132,39 @@ def _order_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
             "changed_at": created + 5_000_000,
             "next_check_at": now + dice.randrange(6 * 3_600_000_000) if opened else None,
             "first_sweep": 1,
-            "mode": "test",
             "beneficiary": f"Client {account} Ltd",
             "document_digest": number.to_bytes(8, "big"),
             "certificate_state": None if opened else "stored",
             "owed_since": None if opened else created + 5_000_000,
             "attempts": 0,
-            "tried_at": None if opened else created + 6_000_000,
             "place": places[account],
         }
 
 
 def _transition_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
     for number in range(ledger.orders):
-        account_id, order_id = ledger.account_id(number), ledger.order_id(number)
         created = _created(ledger, number)
-        before = None
-        for seq, status in enumerate(_chain(number), 1):
+        for seq in range(1, len(_chain(number)) + 1):
             yield {
-                "account_id": account_id,
-                "order_id": order_id,
+                "order_key": _order_key(number),
                 "seq": seq,
-                "from_status": before,
-                "to_status": status,
+                "move_key": seq,
                 "observed_at": created + seq * 1_000_000,
-                "source": "sweep",
             }
-            before = status
 
 
 def _certificate_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
     for number in range(ledger.orders):
         if number % _OPEN_EVERY == 0:
             continue
-        account_id, order_id = ledger.account_id(number), ledger.order_id(number)
+        order_id = ledger.order_id(number)
         yield {
-            "account_id": account_id,
-            "order_id": order_id,
+            "order_key": _order_key(number),
             "version": 1,
             "kind": "final",
-            "key": f"{account_id}/2026-01/{order_id}.pdf",
-            "sha256": hashlib.sha256(order_id.encode()).hexdigest(),
+            "folder_key": _account_key(_account(ledger, number)),
+            "name": f"{order_id}.pdf",
+            "sha256": hashlib.sha256(order_id.encode()).digest(),
             "size": 61_440,
             "stored_at": _created(ledger, number) + 6_000_000,
         }
@@ -180,10 +176,33 @@ def _document_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
     document = zlib.compress(json.dumps(fields).encode())
     for number in range(ledger.orders):
         yield {
-            "account_id": ledger.account_id(number),
-            "order_id": ledger.order_id(number),
+            "order_key": _order_key(number),
             "document": document,
         }
+
+
+def _move_rows() -> Iterator[dict[str, object]]:
+    before = None
+    for status in TRANSITIONS:
+        yield {"from_status": before, "to_status": status, "source": "sweep"}
+        before = status
+
+
+def _folder_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
+    for number in range(ledger.accounts):
+        yield {"path": f"{_identifier('account', number)}/2026-01/"}
+
+
+def _account(ledger: LargeLedger, number: int) -> int:
+    return _scatter(number) % ledger.accounts
+
+
+def _account_key(account: int) -> int:
+    return account + 1
+
+
+def _order_key(number: int) -> int:
+    return number + 1
 
 
 def _chain(number: int) -> tuple[str, ...]:

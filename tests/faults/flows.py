@@ -22,6 +22,20 @@ from tests.faults.striking import Strike
 _CHECKOUT = Path(__file__).parents[2]
 _COPY = "copy.db"
 
+_OF_AN_ORDER = """(
+    SELECT rows.*, accounts.id AS account_id, orders.id AS order_id FROM newer.{} AS rows
+    JOIN newer.orders ON orders.key = order_key JOIN newer.accounts ON accounts.key = account_key
+)"""
+_WITH_IDS = {
+    "orders": "(SELECT orders.*, accounts.id AS account_id, accounts.mode"
+    " FROM newer.orders JOIN newer.accounts ON accounts.key = account_key)",
+    "order_documents": _OF_AN_ORDER.format("order_documents"),
+    "anomalies": _OF_AN_ORDER.format("anomalies"),
+    "transitions": "newer.history",
+    "certificates": "newer.files",
+}
+"""How to read of a newer ledger what the first schema says of orders by their ids."""
+
 # Beginnings.
 
 
@@ -63,9 +77,8 @@ async def _first_release(scene: Scene) -> None:
             rows = connection.execute(f"SELECT name FROM pragma_table_info('{table}')").fetchall()
             if rows and table != "alembic_version":
                 names = ", ".join(name for (name,) in rows)
-                connection.execute(
-                    f"INSERT INTO main.{table} ({names}) SELECT {names} FROM newer.{table}"
-                )
+                told = _WITH_IDS.get(table, f"newer.{table}")
+                connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM {told}")
         connection.commit()
     ledger.chmod(0o600)
     newer.unlink()

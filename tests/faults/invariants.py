@@ -89,12 +89,13 @@ def _ledger(connection: sqlite3.Connection, settings: Settings) -> Iterator[str]
         return
     chains: defaultdict[tuple[str, str], list[tuple[int, str | None, str]]] = defaultdict(list)
     for account, order, *link in connection.execute(
-        "SELECT account_id, order_id, seq, from_status, to_status FROM transitions ORDER BY seq"
+        "SELECT account_id, order_id, seq, from_status, to_status FROM history ORDER BY seq"
     ):
         chains[account, order].append((link[0], link[1], link[2]))
     latest = time.time() + settings.harvest.longest_interval.total_seconds() + _SLACK_S
     for account, order, status, due in connection.execute(
-        "SELECT account_id, id, status, next_check_at FROM orders"
+        "SELECT accounts.id, orders.id, status, next_check_at"
+        " FROM orders JOIN accounts ON accounts.key = account_key"
     ):
         before: str | None = None
         for number, (seq, start, end) in enumerate(chains.pop((account, order), []), 1):
@@ -139,11 +140,11 @@ def _rows(connection: sqlite3.Connection) -> Generator[str, None, dict[str, tupl
     """Return SHA-256 and size by key of what should be there; I9 each key is recorded once."""
     if not _is_made(connection):
         return {}
-    everything = Counter(key for (key,) in connection.execute("SELECT key FROM certificates"))
+    everything = Counter(key for (key,) in connection.execute("SELECT key FROM files"))
     for key, times in everything.items():
         if times > 1:
             yield f"I9 {times} rows for {key}"
-    query = "SELECT key, sha256, size FROM certificates WHERE lost_at IS NULL"
+    query = "SELECT key, sha256, size FROM files WHERE lost_at IS NULL"
     return {key: (sha256, size) for key, sha256, size in connection.execute(query)}
 
 
@@ -160,11 +161,14 @@ def _record(connection: sqlite3.Connection, wire: Wire, *, clean: bool) -> Itera
         return
     served = {(one.account_id, one.order_id, one.status) for one in wire.served}
     for account, order, status in connection.execute(
-        "SELECT account_id, order_id, to_status FROM transitions"
+        "SELECT account_id, order_id, to_status FROM history"
     ):
         if (account, order, status) not in served:
             yield f"I7 order {order} went to {status}, which was not served"
-    known = set(connection.execute("SELECT account_id, id FROM orders"))
+    recorded = (
+        "SELECT accounts.id, orders.id FROM orders JOIN accounts ON accounts.key = account_key"
+    )
+    known = set(connection.execute(recorded))
     aside = {account for (account,) in connection.execute("SELECT account_id FROM set_aside")}
     for account, order in known - wire.listed:
         yield f"I12 order {order} is under {account}, where it was not served"

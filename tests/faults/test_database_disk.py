@@ -87,7 +87,7 @@ async def test_a_commit_that_fails_after_its_file_was_stored_is_not_acknowledged
     asked = scene.wire.count("certificate")
     await scene.drain()
     assert scene.wire.count("certificate") == asked
-    assert query(scene, "SELECT count(*) FROM certificates") == [(2,)]
+    assert query(scene, "SELECT count(*) FROM files") == [(2,)]
 
 
 @fault("D6")
@@ -104,4 +104,4 @@ async def test_a_checkpoint_that_fails_at_the_end_costs_nothing_that_was_acknowl
     report = await scene.drain()
     assert report.collected.filed == 0
     assert not log.exists()
-    assert query(scene, "SELECT count(*) FROM certificates") == [(2,)]
+    assert query(scene, "SELECT count(*) FROM files") == [(2,)]

@@ -171,7 +171,7 @@ async def test_an_older_backup_put_back_catches_up_and_overwrites_no_file(scene:
     assert (report.collected.adopted, report.collected.filed) == (2, 0)
     after = {name: (scene.home.archive / name).stat().st_mtime_ns for name in scene.home.files()}
     assert after == before
-    assert set(query(scene, "SELECT order_id, version FROM certificates")) == {
+    assert set(query(scene, "SELECT order_id, version FROM files")) == {
         (order.id, 1) for order in (early, moving, late)
     }
 

@@ -81,17 +81,18 @@ def fill(ledger: Path) -> None:
         connection.execute(
             "WITH RECURSIVE number(n) AS"
             " (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)"
-            " INSERT INTO orders (account_id, id, status, metadata, created_at, first_seen_at,"
-            " last_seen_at, changed_at, next_check_at, first_sweep, mode, document_digest,"
+            " INSERT INTO orders (account_key, id, status, metadata, created_at, first_seen_at,"
+            " last_seen_at, changed_at, next_check_at, first_sweep, document_digest,"
             " certificate_state, attempts)"
-            " SELECT 'acct' || n % 5, 'ORDER' || n, iif(n % 50, 'complete', 'paid'), '{}',"
-            " n * 1000000, 0, 0, 0, iif(n % 50, NULL, ?), 1, 'test', x'00',"
+            " SELECT 1 + n % 5, 'ORDER' || n, iif(n % 50, 'complete', 'paid'), '{}',"
+            " n * 1000000, 0, 0, 0, iif(n % 50, NULL, ?), 1, x'00',"
             " iif(n % 50, iif(n % 501, 'stored', 'owed'), NULL), 0 FROM number",
             (ORDERS, round((NOW + timedelta(days=1)).timestamp() * 1e6)),
         )
+        connection.execute("INSERT INTO folders (path) VALUES ('')")
         connection.execute(
-            "INSERT INTO certificates (account_id, order_id, version, kind, key, sha256, size,"
-            " stored_at) SELECT account_id, id, 1, 'final', id || '.pdf', '', 1, 0 FROM orders"
+            "INSERT INTO certificates (order_key, version, kind, folder_key, name, sha256, size,"
+            " stored_at) SELECT key, 1, 'final', 1, id || '.pdf', x'', 1, 0 FROM orders"
             " WHERE certificate_state = 'stored'"
         )
         connection.execute("COMMIT")
@@ -159,7 +160,7 @@ def _plan(connection: sqlite3.Connection, statement: str, parameters: Any) -> li
 def _reads_few(plan: list[str], partial: tuple[str, ...]) -> bool:
     """Tell whether no step reads all orders or what hangs on them; accounts are few."""
     whole = ("SCAN orders", "SCAN transitions", "SCAN certificates", "SCAN order_documents")
-    listing = "INDEX orders_listing (account_id=?)"  # all of an account's orders
+    listing = "INDEX orders_listing (account_key=?)"  # all of an account's orders
     return not any(
         (step.startswith(whole) and not step.endswith(partial)) or step.endswith(listing)
         for step in plan

@@ -38,7 +38,7 @@ async def test_killed_between_two_steps_the_next_drain_files_it_once(
     assert struck["hit"], ran.err
     assert ran.code == -9
     await scene.drain()
-    assert query(scene, "SELECT version, key FROM certificates") == [
+    assert query(scene, "SELECT version, key FROM files") == [
         (1, *scene.home.files()),
     ]
 

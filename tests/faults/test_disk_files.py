@@ -103,7 +103,7 @@ async def test_a_file_that_is_there_already_with_other_bytes_is_left_alone(scene
     path.chmod(0o600)
     assert (await scene.drain()).collected.filed == 1
     assert path.read_bytes() == b"somebody's notes"
-    assert query(scene, "SELECT key FROM certificates") == [
+    assert query(scene, "SELECT key FROM files") == [
         (str(path.with_suffix(".v2.pdf").relative_to(scene.home.archive)),)
     ]
     scene.excuse("I1", "the foreign file is planted and stays")

@@ -20,7 +20,7 @@ HINTS = "SELECT order_id, status FROM hints"
 
 
 async def sources(taking: Desk, order_id: str) -> list[tuple[str, str]]:
-    query = f"SELECT to_status, source FROM transitions WHERE order_id = '{order_id}' ORDER BY seq"
+    query = f"SELECT to_status, source FROM history WHERE order_id = '{order_id}' ORDER BY seq"
     return [(status, source) for status, source in await taking.rows(query)]
 
 

@@ -188,7 +188,7 @@ async def end_after_redelivery(scene: Scene, body: bytes) -> None:
         scene.keep((await running.end()).err)
     scene.clean_end = True
     assert query(scene, COUNT) == [(1,)]
-    moves = "SELECT to_status FROM transitions ORDER BY seq"
+    moves = "SELECT to_status FROM history ORDER BY seq"
     assert query(scene, moves) == [("paid",), ("complete",)]
 
 

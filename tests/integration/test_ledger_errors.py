@@ -128,9 +128,9 @@ def meddle(path: Path, statement: str) -> None:
     ("statement", "rule"),
     [
         ("DELETE FROM transitions WHERE seq = 1", "are not numbered 1, 2, 3"),
-        ("UPDATE transitions SET from_status = 'x' WHERE seq = 2", "does not begin where"),
-        ("UPDATE transitions SET from_status = 'x' WHERE seq = 1", "does not begin at nothing"),
-        ("UPDATE transitions SET to_status = from_status WHERE seq = 2", "goes nowhere"),
+        ("UPDATE moves SET from_status = 'x' WHERE to_status = 'complete'", "does not begin where"),
+        ("UPDATE moves SET from_status = 'x' WHERE to_status = 'placed'", "begin at nothing"),
+        ("UPDATE moves SET to_status = 'placed'", "goes nowhere"),
         ("UPDATE orders SET status = 'paid'", "is not where its transitions ended"),
         ("DELETE FROM transitions", "is not where its transitions ended"),
         ("UPDATE orders SET certificate_state = NULL", "no certificate is owed or stored"),

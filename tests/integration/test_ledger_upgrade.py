@@ -12,17 +12,21 @@ import stat
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import harvester
-from harvester.domain.errors import ConfigurationError, LedgerUnavailable
+from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
+from harvester.ledger.audit import contradictions
 from harvester.ledger.engine import Database
 from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, NOW, Kept, order
@@ -183,6 +187,109 @@ async def test_a_migration_that_does_not_end_leaves_the_ledger_as_it_was(
     assert migrate.upgrade(path) == (migrate.HEAD, None)
     (backup,) = tmp_path.glob("ledger.db.before-next-*")
     assert contents(backup) == before
+
+
+# Older ledgers.
+
+OF_SCHEMA_0007 = """
+INSERT INTO accounts (id, name, mode, scope, is_default, first_seen_at, last_seen_at, sweep_number,
+        joined_sweep, next_sweep_at)
+    VALUES ('client', 'Client', 'live', 'client_account', 0, 1, 2, 3, 3, 4),
+        ('acct', 'Acme', 'live', 'account', 1, 1, 2, 7, 7, 4);
+WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 600)
+INSERT INTO orders (account_id, id, idempotency_key, status, quantity, metadata, created_at,
+        first_seen_at, last_seen_at, changed_at, next_check_at, first_sweep, mode, beneficiary,
+        document_digest, certificate_state, owed_since, attempts, tried_at, place)
+    SELECT account.id, 'o' || n, 'INV-' || n, iif(n % 2, 'complete', 'paid'), '1.25',
+        '{"n": ' || n || '}', 1000 - n, 2000 + n, 3000, 4000, iif(n % 2, NULL, 5000), 3, 'live',
+        'Acme Ltd', x'00ff', iif(n % 2, 'stored', NULL), iif(n % 2, 4000, NULL), n % 3,
+        iif(n % 2, 4500, NULL), n
+    FROM number, accounts AS account ORDER BY n % 7, n;
+INSERT INTO order_documents SELECT account_id, id, CAST(id AS BLOB) FROM orders;
+INSERT INTO transitions
+    SELECT account_id, id, 1, NULL, 'placed', 10, 'sweep' FROM orders UNION ALL
+    SELECT account_id, id, 2, 'placed', 'paid', 20, 'webhook' FROM orders UNION ALL
+    SELECT account_id, id, 3, 'paid', 'complete', 30, 'check' FROM orders WHERE status = 'complete';
+INSERT INTO anomalies
+    SELECT account_id, id, 'backward', 'paid', 'placed', 40, 50, 2 FROM orders WHERE place < 9;
+INSERT INTO certificates
+    SELECT account_id, id, 1, 'interim', id || '.' || account_id || '.pdf', hex(id) || 'AB', 9, 60,
+        NULL, 70 FROM orders WHERE status = 'complete' UNION ALL
+    SELECT account_id, id, 2, 'final', account_id || '/2026-01/' || id || '.v2.pdf', 'ab', 9, 60,
+        '8f-AMS', NULL FROM orders WHERE status = 'complete';
+"""
+TOLD = {
+    "orders": "SELECT accounts.id, orders.id, idempotency_key, status, quantity, metadata,"
+    " created_at, orders.first_seen_at, orders.last_seen_at, changed_at, next_check_at,"
+    " first_sweep, accounts.mode, orders.beneficiary, missing_since, document_digest,"
+    " certificate_state, owed_since, attempts, failure_reason, place, stuck_at, document"
+    " FROM orders JOIN accounts ON {account} JOIN order_documents ON {order}",
+    "transitions": "SELECT account_id, order_id, seq, from_status, to_status, observed_at, source"
+    " FROM {history}",
+    "certificates": "SELECT account_id, order_id, version, kind, key, lower(sha256), size,"
+    " stored_at, cf_ray, lost_at FROM {files}",
+    "anomalies": "SELECT accounts.id, orders.id, kind, recorded, served, first_at, last_at, count"
+    " FROM anomalies JOIN orders ON {odd} JOIN accounts ON {account}",
+    "accounts": "SELECT id, name, mode, sweep_number, joined_sweep, next_sweep_at FROM accounts",
+}
+BEFORE = {
+    "account": "accounts.id = orders.account_id",
+    "order": "order_documents.account_id = accounts.id AND order_documents.order_id = orders.id",
+    "odd": "anomalies.account_id = orders.account_id AND anomalies.order_id = orders.id",
+    "history": "transitions",
+    "files": "certificates",
+}
+SINCE = {
+    "account": "accounts.key = account_key",
+    "order": "order_documents.order_key = orders.key",
+    "odd": "anomalies.order_key = orders.key",
+    "history": "history",
+    "files": "files",
+}
+
+
+def made_at(path: Path, revision: str, statements: str) -> None:
+    """Make a ledger of an older schema with these rows in it."""
+    config = Config(cmd_opts=Namespace(x=[f"url=sqlite:///{path}"]))
+    config.set_main_option("script_location", str(migrate.migrations_folder()))
+    command.upgrade(config, revision)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
+
+
+def told(path: Path, names: dict[str, str]) -> dict[str, list[Any]]:
+    """Return what a ledger tells of everything, where its schema calls things so."""
+    return {what: sorted(rows(path, ask.format(**names)), key=repr) for what, ask in TOLD.items()}
+
+
+async def test_a_ledger_that_named_orders_in_every_row_keeps_every_row(path: Path) -> None:
+    made_at(path, "0007", OF_SCHEMA_0007)
+    before = told(path, BEFORE)
+    _, backup = migrate.upgrade(path)
+    since = told(path, SINCE)
+    assert {what: len(found) for what, found in before.items()} == {
+        "orders": 1200,
+        "transitions": 3000,
+        "certificates": 1200,
+        "anomalies": 16,
+        "accounts": 2,
+    }
+    assert since == before
+    assert rows(path, "PRAGMA foreign_key_check") == []
+    assert backup is not None
+    assert path.stat().st_size < 0.6 * backup.stat().st_size  # not only unused: given back
+    database = Database(path)
+    assert await contradictions(database) == []
+    await database.close()
+
+
+def test_a_ledger_with_rows_of_no_order_is_left_as_it_is(path: Path) -> None:
+    stray = "INSERT INTO transitions VALUES ('acct', 'never', 1, NULL, 'paid', 10, 'sweep');"
+    made_at(path, "0007", OF_SCHEMA_0007 + stray)
+    before = contents(path)
+    with pytest.raises(LedgerDamaged, match="3001 rows of transitions, 3000 of which belong"):
+        migrate.upgrade(path)
+    assert contents(path) == before
 
 
 # Copies.

@@ -187,14 +187,16 @@ async def test_an_order_of_two_accounts_has_to_be_asked_for_with_its_account(
 
 async def _copy_to_the_other_account(service: Service, order_id: str, account_id: str) -> None:
     async def work(connection: object) -> None:
-        for table, name in (("orders", "id"), ("order_documents", "order_id")):
-            ask = connection.exec_driver_sql  # type: ignore[attr-defined]  # a connection
-            columns = [row[1] for row in await ask(f"PRAGMA table_info({table})")]
-            kept = ", ".join(column for column in columns if column != "account_id")
-            await ask(
-                f"INSERT INTO {table} (account_id, {kept}) SELECT '{account_id}', {kept} "
-                f"FROM {table} WHERE {name} = '{order_id}'"
-            )
+        ask = connection.exec_driver_sql  # type: ignore[attr-defined]  # a connection
+        columns = [row[1] for row in await ask("PRAGMA table_info(orders)")]
+        kept = ", ".join(column for column in columns if column not in {"key", "account_key"})
+        account_key = f"(SELECT key FROM accounts WHERE id = '{account_id}')"
+        await ask(
+            f"INSERT INTO orders (account_key, {kept}) SELECT {account_key}, {kept} "
+            f"FROM orders WHERE id = '{order_id}'"
+        )
+        newest = "(SELECT max(key) FROM orders)"
+        await ask(f"INSERT INTO order_documents SELECT {newest}, document FROM order_documents")
 
     await service.harvest.database.write(work)
 

@@ -115,8 +115,8 @@ def _read_ledger(path: Path) -> Ledger:
             query = "SELECT name FROM sqlite_master WHERE name = 'certificates'"
             if damage != ["ok"] or not connection.execute(query).fetchall():
                 return Ledger(tuple(line for line in damage if line != "ok"))
-            rows = connection.execute("SELECT order_id, key, sha256 FROM certificates")
-            reached = connection.execute("SELECT order_id, to_status FROM transitions")
+            rows = connection.execute("SELECT order_id, key, sha256 FROM files")
+            reached = connection.execute("SELECT order_id, to_status FROM history")
             by_order = {order: (key, sha256) for order, key, sha256 in rows}
             return Ledger((), by_order, frozenset(reached))
     except sqlite3.DatabaseError as error:
