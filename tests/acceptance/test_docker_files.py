@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from harvester import __version__
 from harvester.configuration import SECRETS, load
 from harvester.durations import parse_duration
 from harvester.harvest.daemon import GRACE
@@ -105,11 +106,11 @@ def test_its_labels_and_its_tag_say_what_the_package_says() -> None:
     assert labels["title"] == PROJECT["name"]
     assert labels["description"] == PROJECT["description"]
     assert labels["licenses"] == PROJECT["license"]
-    assert defaults["VERSION"] == PROJECT["version"]
+    assert defaults["VERSION"] == __version__
     for name in ("version", "revision", "source"):
         assert labels[name] == f"${{{name.upper()}}}"
     assert {service["image"] for service in RUNNING.values()} == {
-        f"${{HARVESTER_IMAGE:-harvester:{PROJECT['version']}}}"
+        f"${{HARVESTER_IMAGE:-harvester:{__version__}}}"
     }
 
 
