@@ -76,7 +76,7 @@ def _trimmed(data: bytes) -> bytes:
 
 
 def _load_reader() -> type[PdfReader]:
-    """Load pypdf, with the first certificate: a tenth of a start, which most need not pay."""
+    """Load pypdf with the first certificate, unless the daemon did: most commands need not."""
     try:
         from pypdf import PdfReader
     except (ImportError, OSError) as error:
