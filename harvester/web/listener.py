@@ -23,8 +23,9 @@ from harvester.web.problems import Problem, problem
 
 MOST_CONNECTIONS: Final = 256
 _CLOSED_AT_ONCE: Final = 32
-_ACCEPTED_AT_ONCE: Final = 8
-"""Connections between two turns of everything else: a busy loop accepts fewer a second."""
+_ACCEPTED_AT_ONCE: Final = 1
+"""Connections between two turns of everything else: the busier the loop, the fewer a second, and
+and under a flood of them more webhooks are taken than with eight."""
 _QUEUED: Final = 1024
 _LARGEST_HEAD: Final = 16 * 1024
 _IDLE_SECONDS: Final = 10.0

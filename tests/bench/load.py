@@ -66,7 +66,8 @@ class Setting:
     @property
     def orders(self) -> int:
         """How many certificates last for the whole run, its beginning included."""
-        whole = (len(self.loads) + 1) * self.quiet + len(self.loads) * self.seconds
+        loads = len(self.loads)
+        whole = (loads + 1) * self.quiet + loads * self.seconds + (2 * loads + 1) * _LATE_LOOKS
         return int(self.rate_limit * (whole + 20))
 
 
