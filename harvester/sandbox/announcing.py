@@ -96,17 +96,13 @@ class Announcer:
         if not self._webhooks.kept:
             self._reached = None
             return
-        now = self._world.clock.now()
-        first, before = self._reached is None, self._reached or {}
-        reached = {}
-        for account in self._world.own_accounts():
-            for order in reversed(self._world.orders(account.id)):
-                at = order.life.index(now)
-                reached[order.id] = at
-                begin = before.get(order.id, at - 1) + 1
-                for index in () if first else range(begin, at + 1):
-                    self._announce(order, order.life.path[index])
-        self._reached = reached
+        # A move right after the first webhook was made is an event, seen by then or not.
+        before = self._webhooks.reached if self._reached is None else self._reached
+        self._reached = self._world.reached()
+        for order_id, at in self._reached.items():
+            for index in range(before.get(order_id, at - 1) + 1, at + 1):
+                order = self._world.order(order_id)
+                self._announce(order, order.life.path[index])
 
     def _announce(self, order: Order, status: str) -> None:
         order_event = "completed" if status == COMPLETE else status

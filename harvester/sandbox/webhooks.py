@@ -38,12 +38,16 @@ class Webhook:
 
 
 class Webhooks:
-    """The webhooks there are, by id, and the handlers that change them."""
+    """The webhooks there are, by id, and the handlers that change them.
+
+    ``reached`` is how far each order was when the first of them was made.
+    """
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self._world = world
         self._rng = rng
         self.kept: dict[str, Webhook] = {}
+        self.reached: dict[str, int] = {}
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes below ``/v1``."""
@@ -72,6 +76,8 @@ class Webhooks:
         body = read_body(await request.read(), request.content_type)
         if len(self.kept) >= MOST:
             raise ApiError(400, "webhook_limit_reached", "There are too many webhooks.")
+        if not self.kept:
+            self.reached = self._world.reached()
         made = Webhook(
             id=new_id(self._rng),
             url=_url(body),

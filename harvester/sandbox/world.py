@@ -167,6 +167,15 @@ class World:
         """Return an account's orders, newest first."""
         return self._by_account[account_id][::-1]
 
+    def reached(self) -> dict[str, int]:
+        """Return how far on its path each order is that the key may see, by the order's id."""
+        now = self.clock.now()
+        return {
+            order.id: order.life.index(now)
+            for account in self.own_accounts()
+            for order in self._by_account[account.id]
+        }
+
     def page(
         self, account_id: str, limit: int, after: str | None, offset_link_id: str | None = None
     ) -> tuple[list[Order], bool]:

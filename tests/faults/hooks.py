@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -103,6 +104,12 @@ class Desk:
         whole = [{"account_id": self.account_id, **one} for one in events]
         return await self.post(body_of(*whole), **signing)
 
+    async def tell_until_taken(self, *events: Mapping[str, Any]) -> None:
+        """Tell events again and again, as Lune does, until they are taken."""
+        async with asyncio.timeout(60):
+            while (status := await self.tell(*events)) != 200:
+                assert status == 503
+
     async def status(self, order_id: str) -> str:
         """Return an order's status in the ledger."""
         async with self.harvest.database.read() as connection:
@@ -139,5 +146,7 @@ async def desk(
             ) as session,
         ):
             made.append(Desk(harvest, receiver, session, scene.lune.accounts[0].id, port))
-            yield made[0]
-            await receiver.close()
+            try:
+                yield made[0]
+            finally:
+                await receiver.close()

@@ -73,7 +73,6 @@ async def register(sandbox: Sandbox, url: str, **more: Any) -> dict[str, Any]:
     ):
         assert answer.status == 200, await answer.text()
         made: dict[str, Any] = await answer.json()
-    await asyncio.sleep(0.15)  # it has to have looked at what there is already
     return made
 
 
