@@ -39,14 +39,7 @@ class CommandHook:
     async def send(self, event: Event) -> NotTaken | None:
         """See the port."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=PIPE,
-                stdout=DEVNULL,
-                stderr=DEVNULL,
-                env=_environment(event, self._path_of, os.environ),
-                start_new_session=True,
-            )
+            process = await self._start(event)
         except OSError as error:
             return NotTaken(f"cannot be run: {error.strerror}")
         try:
@@ -60,6 +53,25 @@ class CommandHook:
         if code < 0:
             return NotTaken(f"ended by signal {-code}")
         return None if code == 0 else NotTaken(f"exit status {code}", of_event=True)
+
+    async def _start(self, event: Event) -> Process:
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=PIPE,
+                stdout=DEVNULL,
+                stderr=DEVNULL,
+                env=_environment(event, self._path_of, os.environ),
+                start_new_session=True,
+            )
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # It may run already. Cancelled as well, only the command itself would be killed.
+            with contextlib.suppress(OSError):
+                await _end(await starting)
+            raise
 
 
 async def _end(process: Process) -> None:

@@ -46,6 +46,12 @@ def writing(file: Path) -> CommandHook:
     return hook(sys.executable, "-c", script, str(file))
 
 
+def sleeping(pids: Path, seconds: float = 30) -> CommandHook:
+    """Make a hook that sleeps, and so does what it started; both processes are in a file."""
+    script = "sleep 600 & echo $! $$ >$0.part; mv $0.part $0; wait"
+    return hook("/bin/sh", "-c", script, str(pids), seconds=seconds)
+
+
 async def told(file: Path, what: Event) -> tuple[Any, dict[str, str]]:
     assert await writing(file).send(what) is None
     found = json.loads(file.read_text())
@@ -134,23 +140,44 @@ async def test_a_command_that_takes_too_long_is_killed_with_all_it_started(
     tmp_path: Path,
 ) -> None:
     pids = tmp_path / "pids"
-    script = f"sleep 600 & echo $! >{pids}; echo $$ >>{pids}; wait"
-    outcome = await hook("/bin/sh", "-c", script, seconds=0.5).send(event({}))
-    assert outcome == NotTaken("took longer than 0.5 s")
+    outcome = await sleeping(pids, seconds=2).send(event({}))
+    assert outcome == NotTaken("took longer than 2 s")
     await are_gone(pids)
 
 
 async def test_a_command_that_is_abandoned_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    script = f"sleep 600 & echo $! >{pids}.part; mv {pids}.part {pids}; wait"
-    sending = asyncio.create_task(hook("/bin/sh", "-c", script).send(event({})))
-    async with asyncio.timeout(10):
-        while not pids.exists():  # noqa: ASYNC110 - a file rings no bell
-            await asyncio.sleep(0.02)
+    sending = asyncio.create_task(sleeping(pids).send(event({})))
+    await written(pids)
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sending
     await are_gone(pids)
+
+
+async def test_a_command_that_is_abandoned_while_it_starts_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids, start = tmp_path / "pids", asyncio.create_subprocess_exec
+
+    async def start_slowly(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*command, **options)
+        await asyncio.sleep(0.3)  # a busy loop: it runs, and nobody knows of it yet
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
+    sending = asyncio.create_task(sleeping(pids).send(event({})))
+    await written(pids)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    await are_gone(pids)
+
+
+async def written(file: Path) -> None:
+    async with asyncio.timeout(60):
+        while not file.exists():  # noqa: ASYNC110 - a file rings no bell
+            await asyncio.sleep(0.02)
 
 
 async def are_gone(pids: Path) -> None:
