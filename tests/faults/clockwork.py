@@ -24,12 +24,12 @@ _SOURCE = """
 #include <time.h>
 #include <unistd.h>
 
-static volatile long long *set; /* seconds added to the clock, seconds an fsync waits */
+static volatile long long *set; /* seconds added to the clock, seconds an fsync waits, how many */
 
 __attribute__((constructor)) static void map_settings(void)
 {
-    int file = open(getenv("CLOCKWORK"), O_RDONLY | O_CLOEXEC);
-    void *place = mmap(NULL, 2 * sizeof *set, PROT_READ, MAP_SHARED, file, 0);
+    int file = open(getenv("CLOCKWORK"), O_RDWR | O_CLOEXEC);
+    void *place = mmap(NULL, 3 * sizeof *set, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     set = place == MAP_FAILED ? NULL : place;
     close(file);
 }
@@ -44,8 +44,10 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 
 static void dawdle(void)
 {
-    if (set && set[1])
-        sleep(set[1]);
+    if (!set || !set[1])
+        return;
+    __sync_fetch_and_add(&set[2], 1);
+    sleep(set[1]);
 }
 
 int fsync(int file)
@@ -85,6 +87,10 @@ class Clockwork:
             file.seek(8)
             file.write(struct.pack("q", seconds))
 
+    def stalled(self) -> int:
+        """Return how many fsyncs were made to wait so far."""
+        return int(struct.unpack_from("q", self.settings.read_bytes(), 16)[0])
+
 
 def build(folder: Path) -> Clockwork:
     """Compile the library; the test is skipped where there is no compiler."""
@@ -93,6 +99,6 @@ def build(folder: Path) -> Clockwork:
     assert compiler is not None
     source, library, settings = (folder / f"clockwork.{end}" for end in ("c", "so", "set"))
     source.write_text(_SOURCE)
-    settings.write_bytes(struct.pack("qq", 0, 0))
+    settings.write_bytes(struct.pack("qqq", 0, 0, 0))
     subprocess.run((compiler, "-shared", "-fPIC", "-o", library, source), check=True, timeout=60)
     return Clockwork(library, settings)

@@ -198,9 +198,8 @@ async def test_an_exit_does_not_wait_for_a_disk_that_hangs(
     async with scene.home.daemon() as daemon:
         await until(lambda: daemon.events("sweep"))
         clockwork.stall(600)
-        asked = scene.wire.count()
-        await until(lambda: scene.wire.count() > asked)
         scene.order()
+        await until(clockwork.stalled)
         daemon.process.send_signal(signal.SIGTERM)
         await until(lambda: daemon.events("stopping"))
         daemon.process.send_signal(signal.SIGTERM)
