@@ -53,7 +53,7 @@ class Reload:
         try:
             settings = await asyncio.to_thread(_read, self._path)
         except ConfigurationError as error:
-            log.error("configuration not reloaded", problems=error.problems)  # noqa: TRY400 - whole
+            log.error("configuration not reloaded", problems=error.problems)  # noqa: TRY400 - no defect
             self._supervisor.reloaded(f"configuration not reloaded: {error.problems[0]}")
             return
         self._configure(settings)

@@ -7,6 +7,7 @@ from harvester.ledger.certificates import CertificateRecords
 from harvester.ledger.intentions import IntentionRecords
 from harvester.ledger.looks import LookRecords
 from harvester.ledger.orders import OrderRecords
+from harvester.ledger.owed import OwedRecords
 from harvester.ledger.stuck import StuckRecords
 from harvester.ledger.webhooks import WebhookRecords
 
@@ -16,6 +17,7 @@ class SqlLedger(
     LookRecords,
     OrderRecords,
     CertificateRecords,
+    OwedRecords,
     IntentionRecords,
     StuckRecords,
     WebhookRecords,

@@ -314,32 +314,26 @@ def _create_indexes() -> None:
     op.create_index("orders_listing", "orders", ["account_key", "created_at", "place"])
     op.create_index("orders_newest", "orders", ["created_at"])
     op.create_index("orders_changed", "orders", ["changed_at", "account_key"])
-    unsettled = sa.text(
-        "status <> 'complete' OR certificate_state IS NULL OR certificate_state <> 'stored'"
-    )
-    op.create_index(
+    _create_partial_index(
         "orders_unsettled",
-        "orders",
         ["status", "certificate_state", "changed_at"],
-        sqlite_where=unsettled,
-        postgresql_where=unsettled,
+        "status <> 'complete' OR certificate_state IS NULL OR certificate_state <> 'stored'",
     )
-    dated = sa.text("next_check_at IS NOT NULL")
-    op.create_index(
+    _create_partial_index(
         "orders_due",
-        "orders",
         ["next_check_at", "account_key", "id", "place", "status", "certificate_state"],
-        sqlite_where=dated,
-        postgresql_where=dated,
+        "next_check_at IS NOT NULL",
     )
-    unhad = sa.text("certificate_state IN ('owed', 'failed')")
-    op.create_index(
+    _create_partial_index(
         "orders_without_certificate",
-        "orders",
         ["account_key", "id", "status", "certificate_state"],
-        sqlite_where=unhad,
-        postgresql_where=unhad,
+        "certificate_state IN ('owed', 'failed')",
     )
+
+
+def _create_partial_index(name: str, columns: list[str], condition: str) -> None:
+    only = sa.text(condition)
+    op.create_index(name, "orders", columns, sqlite_where=only, postgresql_where=only)
 
 
 def _create_views() -> None:
