@@ -24,6 +24,8 @@ from harvester.domain.urgency import Urgency
 # Starts this close to their time are not worth a timer: the loop's own are no finer.
 _SLACK: Final = 0.001
 
+_CATCH_UP: Final = 4  # starts that were late for want of a slot, and need not be spaced
+
 _SLOWER: Final = 0.7  # what a 429 leaves of the pace
 _SLOWEST: Final = 0.1  # of the rate
 _RECOVERY_S: Final = 600.0  # from nothing to the whole rate
@@ -120,8 +122,10 @@ class Pacer:
 
     async def _let_through(self) -> None:
         """Let one after another through until nobody waits."""
+        lacked_slot = False
         while self._next_class() is not None:
             wait = self._wait()
+            lacked_slot |= not self._free
             if wait == math.inf:
                 self._released.clear()
                 await self._released.wait()
@@ -129,7 +133,8 @@ class Pacer:
                 await self._sleep(wait)
             elif (urgency := self._next_class()) is not None:
                 self._passed[urgency] += 1 / urgency.value
-                self._take()
+                self._take(late=_CATCH_UP / self.pace if lacked_slot else _SLACK)
+                lacked_slot = False
                 self._queues[urgency].popleft().set_result(None)
 
     def _next_class(self) -> Urgency | None:
@@ -140,9 +145,10 @@ class Pacer:
         waiting = [urgency for urgency, queue in self._queues.items() if queue]
         return min(waiting, key=self._passed.__getitem__, default=None)
 
-    def _take(self) -> None:
-        # The slack makes up for timers that fire late; idle time earns no more than that.
-        self._next_start = max(self._next_start, self._clock() - _SLACK) + 1 / self.pace
+    def _take(self, late: float = _SLACK) -> None:
+        # The slack makes up for timers that fire late; idle time earns no more than that. Slots
+        # come back at odd moments: spaced anew from each, a thirtieth of the rate would be lost.
+        self._next_start = max(self._next_start, self._clock() - late) + 1 / self.pace
         self._free -= 1
 
     def _give_back(self) -> None:

@@ -114,6 +114,17 @@ async def test_no_second_at_the_server_holds_more_than_the_rate(rate: float, see
     assert most_in_a_second(traffic.counted) <= rate
 
 
+async def test_slots_that_come_back_at_odd_moments_cost_no_pace() -> None:
+    dice = random.Random(1)
+    ways = [dice.uniform(0.02, 0.2) for _ in range(600)]
+    traffic = Traffic(10)
+    tasks = [traffic.spawn(out=way / 2, back=way / 2) for way in ways]
+    await traffic.time.run(90)
+    await asyncio.gather(*tasks)
+    assert traffic.times[-1] < 1.01 * (600 + sum(ways)) / 10
+    assert most_in_a_second(traffic.counted) <= 10
+
+
 async def test_a_slot_rests_a_second_after_the_answer() -> None:
     traffic = Traffic(2)
     tasks = [traffic.spawn(back=3) for _ in range(3)]
