@@ -148,11 +148,7 @@ async def test_a_command_that_takes_too_long_is_killed_with_all_it_started(
 async def test_a_command_that_is_abandoned_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     sending = asyncio.create_task(sleeping(pids).send(event({})))
-    await written(pids)
-    sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
-    await are_gone(pids)
+    await abandon(sending, pids)
 
 
 async def test_a_command_that_is_abandoned_while_it_starts_is_killed(
@@ -167,17 +163,18 @@ async def test_a_command_that_is_abandoned_while_it_starts_is_killed(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
     sending = asyncio.create_task(sleeping(pids).send(event({})))
-    await written(pids)
+    await abandon(sending, pids)
+
+
+async def abandon(sending: asyncio.Task[NotTaken | None], pids: Path) -> None:
+    """Cancel once the processes run; they have to end."""
+    async with asyncio.timeout(60):
+        while not pids.exists():  # noqa: ASYNC110 - a file rings no bell
+            await asyncio.sleep(0.02)
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sending
     await are_gone(pids)
-
-
-async def written(file: Path) -> None:
-    async with asyncio.timeout(60):
-        while not file.exists():  # noqa: ASYNC110 - a file rings no bell
-            await asyncio.sleep(0.02)
 
 
 async def are_gone(pids: Path) -> None:
