@@ -101,6 +101,9 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     The caller holds the lock.
     """
     settle(path)
+    for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade before
+        with contextlib.suppress(OSError):
+            left.unlink()
     before = current(path)
     if before is not None and path.stat().st_size <= _READ_WHOLE_AT_START:
         check_integrity(path)
@@ -109,9 +112,6 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     backup_path = None
     if before is not None:
         _refuse_newer(path, before)
-        for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade cut short
-            with contextlib.suppress(OSError):
-                left.unlink()
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         backup_path = path.with_name(f"{path.name}.before-{HEAD}-{stamp}")
         backup(path, backup_path)
@@ -221,7 +221,7 @@ def backup(path: Path, target: Path) -> None:
     except (sqlite3.Error, OSError) as error:
         raise LedgerUnavailable(f"{target}: no backup could be made: {error}") from error
     finally:
-        with contextlib.suppress(OSError):  # what stays is removed by the next upgrade
+        with contextlib.suppress(OSError):  # what stays is removed at the next start
             partial.unlink(missing_ok=True)
 
 

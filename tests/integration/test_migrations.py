@@ -73,6 +73,15 @@ async def test_at_head_nothing_is_written(path: Path) -> None:
     assert not list(path.parent.glob("*.before-*"))
 
 
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+def test_what_an_upgrade_left_half_made_is_removed_at_the_next_start(path: Path, end: str) -> None:
+    migrate.upgrade(path)
+    left = path.with_name(f".{path.name}.before-{migrate.HEAD}-1.part{end}")
+    left.touch()
+    assert migrate.upgrade(path) == (migrate.HEAD, None)
+    assert not left.exists()
+
+
 def test_head_and_the_revisions_are_those_of_the_chain() -> None:
     config = Config()
     config.set_main_option("script_location", str(migrate.migrations_folder()))
