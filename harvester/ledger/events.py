@@ -72,9 +72,11 @@ async def note_certificates(connection: AsyncConnection, filed: Sequence[NewCert
         versions = known.setdefault(this, {})
         if row.version is not None:
             versions[row.version] = row
+    told: list[NewEvent] = []
     for one in filed:
         this = one.account_id, one.order_id
-        await write_events(connection, _of_certificate(one, keys.get(this), known.get(this, {})))
+        told += _of_certificate(one, keys.get(this), known.get(this, {}))
+    await write_events(connection, told)
 
 
 def _of_certificate(
