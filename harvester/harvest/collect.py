@@ -102,11 +102,12 @@ class Collector:
         async def collect(order: KnownOrder) -> None:
             if report.storage is None and report.unreachable is None:
                 account = accounts[order.account_id]
-                await self._collect(order, account, report, present=order in present)
+                if not await self._collect(order, account, report, present=order in present):
+                    in_vain.add((order.account_id, order.id))
                 progress(report)
 
         before: list[KnownOrder] = []
-        tried: set[tuple[str, str]] = set()
+        in_vain: set[tuple[str, str]] = set()
         while not self._stop.asked and report.storage is None and report.unreachable is None:
             now = self._clock()
             batch = await self._ledger.due_certificates(
@@ -118,8 +119,7 @@ class Collector:
             )
             if untried_since is not None:
                 # What the ledger says of tries is of no use after the clock was set back.
-                batch = [order for order in batch if (order.account_id, order.id) not in tried]
-                tried |= {(order.account_id, order.id) for order in batch}
+                batch = [order for order in batch if (order.account_id, order.id) not in in_vain]
             if not batch or batch == before:
                 break
             try:
@@ -158,12 +158,12 @@ class Collector:
 
     async def _collect(
         self, order: KnownOrder, account: Account, report: CollectReport, *, present: bool
-    ) -> None:
-        """Get one certificate as far as it goes now; every outcome is recorded."""
+    ) -> bool:
+        """Get one certificate as far as it goes now, recorded; tell whether it is filed."""
         try:
             if present and await self._adopt(order):
                 report.adopted += 1
-                return
+                return True
             body = await self._fetch(order, account)
             await self._file(order, body)
         except NotFound as error:
@@ -196,6 +196,8 @@ class Collector:
             self._lost = 0
             report.filed += 1
             report.bytes += len(body.data)
+            return True
+        return False
 
     async def _fetch(self, order: KnownOrder, account: Account) -> CertificateBody:
         """Return a certificate that is served as a PDF; what is none is kept for inspection."""
