@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sqlite3
@@ -12,13 +13,16 @@ from itertools import count, pairwise
 
 import pytest
 
+from harvester.domain.records import EVERYTHING
 from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
 from harvester.ledger.queries import find_orders
 from tests.acceptance.harness import Running, until
 from tests.faults.catalogue import fault
 from tests.faults.clockwork import Clockwork, build
+from tests.faults.quick import quick
 from tests.faults.scene import Scene
+from tests.faults.wire import Exchange, response, saying
 
 DAY = 86_400
 ENOUGH = 3
@@ -127,3 +131,23 @@ async def test_transitions_keep_their_order_when_the_clock_runs_backward(scene: 
     assert [step.seq for step in detail.transitions] == [1, 2, 3, 4]
     observed = [step.observed_at for step in detail.transitions]
     assert all(later < earlier for earlier, later in pairwise(observed))
+
+
+@fault("C1")
+async def test_a_drain_asks_once_for_what_is_not_there_though_the_clock_runs_backward(
+    scene: Scene,
+) -> None:
+    scene.order()
+    async with quick(scene) as one:
+        await one.sweep()
+        began = one.at
+
+        async def refuse(exchange: Exchange) -> None:
+            one.at -= timedelta(hours=1)
+            await saying(response(404, content_type=""))(exchange)
+
+        scene.wire.script(refuse, "certificate", times=math.inf)
+        report = await one.harvest.collector.run_once(EVERYTHING, began)
+        assert report.not_yet == scene.wire.count("certificate") == 1
+    scene.wire.clear()
+    assert (await scene.drain()).collected.filed == 1
