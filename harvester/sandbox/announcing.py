@@ -69,7 +69,6 @@ class Announcer:
         self._webhooks = webhooks
         self._faults = faults
         self._document = document
-        self._reached: dict[str, int] | None = None
         self._queues: defaultdict[tuple[str, str], _Queue] = defaultdict(deque)
         self._pushing: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._count = 0
@@ -94,12 +93,10 @@ class Announcer:
     def _look(self) -> None:
         """Queue an event for each status that an order entered since the last look."""
         if not self._webhooks.kept:
-            self._reached = None
             return
-        # A move right after the first webhook was made is an event, seen by then or not.
-        before = self._webhooks.reached if self._reached is None else self._reached
-        self._reached = self._world.reached()
-        for order_id, at in self._reached.items():
+        before, reached = self._webhooks.reached, self._world.reached()
+        self._webhooks.reached = reached
+        for order_id, at in reached.items():
             for index in range(before.get(order_id, at - 1) + 1, at + 1):
                 order = self._world.order(order_id)
                 self._announce(order, order.life.path[index])

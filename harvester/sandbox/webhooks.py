@@ -40,7 +40,8 @@ class Webhook:
 class Webhooks:
     """The webhooks there are, by id, and the handlers that change them.
 
-    ``reached`` is how far each order was when the first of them was made.
+    ``reached`` is how far each order was when they were last told of moves, or the first of them
+    was made: a move right after that is an event.
     """
 
     def __init__(self, world: World, rng: random.Random) -> None:
