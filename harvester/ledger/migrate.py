@@ -101,17 +101,18 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     The caller holds the lock.
     """
     settle(path)
+    before = current(path)
+    if before is not None:
+        if path.stat().st_size <= _READ_WHOLE_AT_START:
+            check_integrity(path)
+        _refuse_newer(path, before)
     for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade before
         with contextlib.suppress(OSError):
             left.unlink()
-    before = current(path)
-    if before is not None and path.stat().st_size <= _READ_WHOLE_AT_START:
-        check_integrity(path)
     if before == HEAD:
         return before, None
     backup_path = None
     if before is not None:
-        _refuse_newer(path, before)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         backup_path = path.with_name(f"{path.name}.before-{HEAD}-{stamp}")
         backup(path, backup_path)
