@@ -29,8 +29,10 @@ def status(context: Context, json_output: bool) -> None:
     """Count orders and certificates, tell each account's last good sweep and what runs."""
     from harvester import shapes
     from harvester.ledger.lock import holder_of
+    from harvester.ledger.stuck import MOST
 
-    state, stuck = asyncio.run(_summarise(context))
+    # One more than the lines that are printed tells that there are more.
+    state, stuck = asyncio.run(_summarise(context, MOST if json_output else _MOST_LINES + 1))
     holder = holder_of(context.settings.database.path)
     pace = _ask_pace(context.settings.database.path)
     if json_output:
@@ -40,7 +42,7 @@ def status(context: Context, json_output: bool) -> None:
         _print_stuck(stuck)
 
 
-async def _summarise(context: Context) -> tuple[Summary, list[StuckOrder]]:
+async def _summarise(context: Context, most: int) -> tuple[Summary, list[StuckOrder]]:
     from harvester.domain.stuck import STAYS, bounds
     from harvester.ledger.engine import open_reader
     from harvester.ledger.queries import summarise
@@ -51,7 +53,7 @@ async def _summarise(context: Context) -> tuple[Summary, list[StuckOrder]]:
     async with open_reader(context.settings.database.path) as database:
         stays = await SqlLedger(database).recent_stays(STAYS, now)
         limits = bounds(context.settings.harvest.stuck, stays)
-        return await summarise(database, now), await find_stuck(database, limits, now)
+        return await summarise(database, now), await find_stuck(database, limits, now, most=most)
 
 
 def _ask_pace(ledger: Path) -> dict[str, float] | None:
@@ -118,7 +120,7 @@ def _print_stuck(stuck: list[StuckOrder]) -> None:
             f"{short(one.since)}, longer than {_days(one.bound)}; waits for {printable(wait)}"
         )
     if len(stuck) > _MOST_LINES:
-        click.echo(f"stuck: and more; --json has the first {len(stuck)}")
+        click.echo("stuck: and more; --json has them")
 
 
 def _days(bound: Bound) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from itertools import pairwise
 
-from sqlalchemy import func, literal, select, update
+from sqlalchemy import BigInteger, func, literal, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.cadence import Cadence, Stay
@@ -45,23 +44,25 @@ class OrderRecords:
     async def recent_stays(self, count: int, now: datetime) -> list[Stay]:
         """See the port."""
         recent = select(orders.c.key).order_by(orders.c.changed_at.desc()).limit(count).subquery()
-        query = (
+        left_at = func.lead(transitions.c.observed_at).over(
+            partition_by=transitions.c.order_key, order_by=transitions.c.seq
+        )
+        entered = (
             select(transitions.c.seq, moves.c.to_status, transitions.c.observed_at)
+            .add_columns(left_at.label("left_at"))
             .join(moves)
             .join(recent, recent.c.key == transitions.c.order_key)
-            # By the orders found, or every transition there is would be read.
-            .order_by(recent.c.key, transitions.c.seq)
+            .subquery()
         )
+        until = func.coalesce(entered.c.left_at, literal(now, Instant))
+        query = select(
+            entered.c.to_status,
+            # As the numbers they are: instants of thousands of rows are what this would cost.
+            type_coerce(until - entered.c.observed_at, BigInteger) / 1e6,
+            entered.c.left_at.is_not(None),
+        ).where(entered.c.seq > 1)  # when the first status began nobody saw
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        stays = []
-        for row, later in pairwise([*rows, None]):
-            if row is None or row.seq == 1:
-                continue  # when the first status began nobody saw
-            left = later is not None and later.seq == row.seq + 1
-            until = later.observed_at if left and later is not None else now
-            stays.append(Stay(row.to_status, (until - row.observed_at).total_seconds(), left))
-        return stays
+            return [Stay(*row) for row in await connection.execute(query)]
 
     async def record_missing(
         self, account_id: str, order_id: str, at: datetime, due: datetime

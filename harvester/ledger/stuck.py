@@ -17,7 +17,8 @@ from harvester.ledger.events import write_events
 from harvester.ledger.keys import is_order
 from harvester.ledger.tables import accounts, documents, orders
 
-_MOST = 500
+MOST = 500
+"""Orders that are told of at once."""
 
 
 class StuckRecords:
@@ -50,9 +51,14 @@ class StuckRecords:
 
 
 async def find_stuck(
-    database: Database, bounds: Mapping[str, Bound], now: datetime, *, untold: bool = False
+    database: Database,
+    bounds: Mapping[str, Bound],
+    now: datetime,
+    *,
+    untold: bool = False,
+    most: int = MOST,
 ) -> list[StuckOrder]:
-    """Return orders that stay beyond their status's bound, the longest first, 500 at most."""
+    """Return orders that stay beyond their status's bound, the longest first, ``most`` of them."""
     late = [
         and_(orders.c.status == status, orders.c.changed_at < now - bound.after)
         for status, bound in bounds.items()
@@ -70,7 +76,7 @@ async def find_stuck(
         # As every open order has a date, those that ended need not be read.
         .where(orders.c.next_check_at.is_not(None), or_(*late))
         .order_by(orders.c.changed_at)
-        .limit(_MOST)
+        .limit(most)
     )
     if untold:
         query = query.where(orders.c.stuck_at.is_(None))

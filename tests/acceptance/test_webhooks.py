@@ -127,3 +127,17 @@ async def test_a_stuck_order_is_told_once_and_status_says_what_it_waits_for(
             await until(lambda: daemon.events("started"))
             await daemon.end()
             assert daemon.events("order is stuck") == []
+
+
+async def test_status_names_twenty_stuck_orders_and_says_that_there_are_more(
+    tmp_path: Path,
+) -> None:
+    async with a_lune() as lune:
+        home = Home(tmp_path, lune, harvest__stuck_placed="1ms")
+        for _ in range(21):
+            lune.create_order("placed", hold=True)
+        assert (await home.run("run", "--drain")).code == 0
+        stuck = [line for line in (await home.run("status")).out.splitlines() if "stuck" in line]
+        assert len(stuck) == 21
+        assert stuck[-1] == "stuck: and more; --json has them"
+        assert len((await home.run("status", "--json")).document()["stuck"]) == 21
