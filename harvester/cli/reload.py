@@ -39,21 +39,31 @@ class Reload:
         self._started_with = settings
         self._configure = configure
         self._supervisor = supervisor
+        self._harvest: Harvest | None = None
         self._running: asyncio.Task[None] | None = None
-        self.harvest: Harvest | None = None
+        self._early = False
+
+    def begin(self, harvest: Harvest) -> None:
+        """Act on requests from now on, on one that came before too."""
+        self._harvest = harvest
+        if self._early:
+            self.request()
 
     def request(self) -> None:
-        """Begin to read again, unless that is under way or the harvest is not open yet."""
-        if self.harvest is not None and (self._running is None or self._running.done()):
-            work = self._reload(self.harvest)
-            self._running = asyncio.create_task(work, name="reload")
+        """Read again; one that is under way gives way, since Lune may let it wait for minutes."""
+        if self._harvest is None:
+            self._early = True
+            return
+        if self._running is not None:
+            self._running.cancel()
+        self._running = asyncio.create_task(self._reload(self._harvest), name="reload")
 
     async def _reload(self, harvest: Harvest) -> None:
         self._supervisor.reloading()
         try:
             settings = await asyncio.to_thread(_read, self._path)
         except ConfigurationError as error:
-            log.error("configuration not reloaded", problems=error.problems)  # noqa: TRY400 - no defect
+            log.error("configuration not reloaded", problems=error.problems)  # noqa: TRY400 - the file is wrong, not the program
             self._supervisor.reloaded(f"configuration not reloaded: {error.problems[0]}")
             return
         self._configure(settings)

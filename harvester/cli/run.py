@@ -167,7 +167,7 @@ async def _daemon(
     beating = asyncio.create_task(watchdog.keep_beating(), name="watchdog-beat")
     try:
         async with open_harvest(context.settings, stop, "run") as harvest:
-            reload.harvest = harvest
+            reload.begin(harvest)
             await serve(harvest, supervisor)
         watchdog.leave(DONE)
     except BaseException as error:

@@ -220,6 +220,23 @@ async def test_sighup_takes_up_a_new_key_without_a_restart(scene: Scene) -> None
 
 
 @fault("S11")
+async def test_sighup_reads_again_while_lune_does_not_answer_for_the_key(scene: Scene) -> None:
+    async with scene.home.daemon() as daemon:
+        await until(lambda: daemon.events("sweep"))
+        scene.wire.script(silence, "account")
+        asked = scene.wire.count("account")
+        daemon.process.send_signal(signal.SIGHUP)
+        await until(lambda: scene.wire.count("account") > asked)
+        scene.home.configure(harvest__interim=True)
+        daemon.process.send_signal(signal.SIGHUP)
+        (said,) = await until(lambda: daemon.events("configuration reloaded")[1:])
+        ran = await daemon.end()
+    scene.keep(ran.err)
+    assert said["needs_restart"] == ["harvest.interim"]
+    assert ran.code == 0
+
+
+@fault("S11")
 async def test_sighup_sets_the_log_s_level_and_names_what_needs_a_restart(scene: Scene) -> None:
     scene.home.configure(log__level="error")
     async with scene.home.running("run") as daemon:
