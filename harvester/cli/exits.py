@@ -55,4 +55,4 @@ def explain(error: BaseException) -> None:
     priority = "<3>" if is_journal(sys.stderr) else ""
     problems = error.problems if isinstance(error, errors.ConfigurationError) else [error]
     for problem in problems:
-        print(f"{priority}Error: {problem}", file=sys.stderr)  # noqa: T201 - the place for it
+        print(f"{priority}Error: {problem}", file=sys.stderr)  # noqa: T201 - what a command ends with, logs or not

@@ -151,10 +151,10 @@ def _checked(make: Callable[..., Purchase], *parts: Any) -> Purchase:
         shares = [parse_share(text) for text in options["bundles"]]
         pairs = [text.partition("=") for text in options.get("metadata", ())]
         if any(not name or not separator for name, separator, _ in pairs):
-            raise ValueError("metadata should be written NAME=VALUE")  # noqa: TRY301 - as below
+            raise ValueError("metadata should be written NAME=VALUE")  # noqa: TRY301 - becomes a usage error below
         metadata = {name: value for name, _, value in pairs}
         if len(metadata) < len(pairs):
-            raise ValueError("a metadata name should be given once")  # noqa: TRY301 - as below
+            raise ValueError("a metadata name should be given once")  # noqa: TRY301 - becomes a usage error below
         return make(*arguments, shares, metadata)
     except ValueError as error:
         raise click.UsageError(str(error)) from None

@@ -55,7 +55,7 @@ class Sandbox:
         self.key = self.options.key
         self.base_url = ""
         # Simulated fates, no secrets: a seed must give the same world again.
-        rng = random.Random(self.options.seed)  # noqa: S311 - seeded
+        rng = random.Random(self.options.seed)  # noqa: S311 - repeatable lives, no secrets
         self.clock = Clock(self.options.speed, self.options.starts_at, monotonic)
         self.journal = Journal(monotonic)
         self.faults = Faults(random.Random(self.options.seed))  # noqa: S311 - as above

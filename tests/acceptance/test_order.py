@@ -222,7 +222,7 @@ async def test_what_cannot_be_bought_is_a_usage_error_before_anything_is_sent(
 
     async def attempt(arguments: tuple[str | bytes, ...]) -> Ran:
         async with four:
-            return await home.run("order", *arguments, "--yes")  # type: ignore[arg-type]  # bytes too
+            return await home.run("order", *arguments, "--yes")  # type: ignore[arg-type]  # arguments may be bytes
 
     for (arguments, rule), ran in zip(
         WRONG, await asyncio.gather(*(attempt(one) for one, _ in WRONG)), strict=True

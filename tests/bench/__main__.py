@@ -54,7 +54,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def say(line: str) -> None:
     """Print a line at once, so that a run that is piped can be watched."""
-    print(line, flush=True)  # noqa: T201 - its output
+    print(line, flush=True)  # noqa: T201 - the table is its output
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ async def _report() -> None:
                 home = Home(Path(folder), lune, lune__base_url=wire.base_url)
                 lags = await measure(Scene(home, lune, wire), scenario, seconds)
         figures = [f"{1000 * one:8.1f} ms" for one in (lags.p50, lags.p99, lags.most)]
-        print(f"{scenario:8}", "p50", figures[0], " p99", figures[1], " max", figures[2])  # noqa: T201 - its report
+        print(f"{scenario:8}", "p50", figures[0], " p99", figures[1], " max", figures[2])  # noqa: T201 - the command's output
 
 
 def main() -> None:
@@ -230,7 +230,7 @@ def main() -> None:
         return
     asyncio.run(_report())
     after = flood(100_000, rate=12.0)
-    print(f"100,000 due orders: {after.most_in_a_second} in the fullest second of 12 allowed")  # noqa: T201 - its report
+    print(f"100,000 due orders: {after.most_in_a_second} in the fullest second of 12 allowed")  # noqa: T201 - the command's output
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ async def test_a_dead_receiver_delays_no_healthy_one(scene: Scene) -> None:
         await scene.move("placed", *(f"o{number}" for number in range(20)))
         telling = asyncio.create_task(announcer.run_once())
         async with asyncio.timeout(15):
-            while len(healthy.taken) < 20:  # noqa: ASYNC110 - a server rings no bell
+            while len(healthy.taken) < 20:  # noqa: ASYNC110 - nothing tells what it took
                 await asyncio.sleep(0.02)
         assert not telling.done()
         assert dead.sent == []

@@ -169,7 +169,7 @@ async def test_a_command_that_is_abandoned_while_it_starts_is_killed(
 async def abandon(sending: asyncio.Task[NotTaken | None], pids: Path) -> None:
     """Cancel once the processes run; they have to end."""
     async with asyncio.timeout(60):
-        while not pids.exists():  # noqa: ASYNC110 - a file rings no bell
+        while not pids.exists():  # noqa: ASYNC110 - nothing tells of a file
             await asyncio.sleep(0.02)
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -28,7 +28,7 @@ FAST = {"sweep_interval": "200ms", "longest_interval": "1s"}
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - a database rings no bell
+        while not await condition():  # noqa: ASYNC110 - nothing tells when a database changed
             await asyncio.sleep(0.05)
 
 

@@ -142,7 +142,7 @@ async def full_disk(folder: Path) -> None:
     try:
         await ledger.record_accounts(crowd, NOW)
     except LedgerUnavailable as full:
-        assert "full" in str(full) or "disk I/O error" in str(full)  # noqa: PT017 - in a child
+        assert "full" in str(full) or "disk I/O error" in str(full)  # noqa: PT017 - a child without pytest
     else:
         raise AssertionError("it was written")
     assert await ledger.accounts() == [ACCOUNT]

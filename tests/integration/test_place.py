@@ -175,7 +175,7 @@ async def test_an_order_that_was_cancelled_in_flight_stays_open_and_is_settled_b
     buying = asyncio.create_task(buyer.buy())
     async with asyncio.timeout(10):
         await sent.wait()
-        while not buyer.desk.orders:  # noqa: ASYNC110 - it rings before
+        while not buyer.desk.orders:  # noqa: ASYNC110 - tell() comes before the order is kept
             await asyncio.sleep(0)
     buying.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -44,7 +44,7 @@ async def test_a_suspended_account_with_an_open_order_does_not_stop_the_daemons_
         daemon = asyncio.create_task(serve(harvest))
         try:
             async with asyncio.timeout(10):
-                while not await find_orders(harvest.database, order.id):  # noqa: ASYNC110 - no bell
+                while not await find_orders(harvest.database, order.id):  # noqa: ASYNC110 - nothing tells of rows
                     await asyncio.sleep(0.05)
         finally:
             harvest.stop.request()

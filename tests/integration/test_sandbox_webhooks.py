@@ -42,7 +42,7 @@ class Hook:
 
     async def until(self, count: int) -> None:
         async with asyncio.timeout(20):
-            while len(self.types) < count:  # noqa: ASYNC110 - nobody rings
+            while len(self.types) < count:  # noqa: ASYNC110 - nothing tells what came
                 await asyncio.sleep(0.02)
 
 

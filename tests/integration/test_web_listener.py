@@ -164,7 +164,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(sandbox: Sandbox, tmp_pat
         )
         writer.write(ask * 8)
         async with asyncio.timeout(60):
-            while not await _is_hung_up(reader, writer):  # noqa: ASYNC110 - a socket rings no bell
+            while not await _is_hung_up(reader, writer):  # noqa: ASYNC110 - nothing tells of a hang-up
                 await asyncio.sleep(0.5)
         writer.close()
 

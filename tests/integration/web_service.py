@@ -47,7 +47,7 @@ class Service:
 
     async def until(self, condition: Callable[[], Awaitable[object]], seconds: float = 20) -> None:
         async with asyncio.timeout(seconds):
-            while not await condition():  # noqa: ASYNC110 - the ledger rings no bell
+            while not await condition():  # noqa: ASYNC110 - nothing tells of rows
                 await asyncio.sleep(0.05)
 
     async def stored(self, count: int) -> None:
