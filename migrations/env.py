@@ -4,7 +4,7 @@ The harvester hands in an open connection; ``alembic -x url=sqlite:///FILE`` mak
 """
 
 from alembic import context
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, NullPool, create_engine
 
 
 def _migrate(connection: Connection) -> None:
@@ -19,5 +19,6 @@ given = context.config.attributes.get("connection")
 if given is not None:
     _migrate(given)
 else:
-    with create_engine(context.get_x_argument(as_dictionary=True)["url"]).begin() as made:
+    url = context.get_x_argument(as_dictionary=True)["url"]
+    with create_engine(url, poolclass=NullPool).begin() as made:
         _migrate(made)
