@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -145,15 +146,23 @@ async def serve_control(app: web.Application, ledger: Path) -> AsyncIterator[Non
     path.unlink(missing_ok=True)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     await runner.setup()
-    before = os.umask(0o177)
+    listener = socket.socket(socket.AF_UNIX)
     try:
-        with reachable(path) as name:
-            await web.UnixSite(runner, name).start()
-    finally:
-        os.umask(before)
-    try:
+        _bind(listener, path)
+        # Not a UnixSite: from Python 3.13 on it would remove a name that is gone by then.
+        await web.SockSite(runner, listener).start()
         yield
     finally:
         await runner.cleanup()
+        listener.close()
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
+    before = os.umask(0o177)
+    try:
+        with reachable(path) as name:
+            listener.bind(name)
+    finally:
+        os.umask(before)
