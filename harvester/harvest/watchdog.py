@@ -50,7 +50,7 @@ class Watchdog:
         self._stop = stop
         self._code = code
         self._limits = {"stalled": stalled, "ending": ending, "urged": ending_urged}
-        self._last_words = last_words
+        self._tellers = (_Teller(lambda: _write_stacks(self._loop)), _Teller(last_words))
         self._silent = dict.fromkeys(self._limits, 0.0)
         self._left = False
         self._ending = threading.Event()
@@ -59,7 +59,9 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Begin to watch; the thread does not keep the process alive."""
+        """Begin to watch; the threads do not keep the process alive."""
+        for teller in self._tellers:
+            teller.start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     async def keep_beating(self) -> None:
@@ -104,14 +106,27 @@ class Watchdog:
         return 0.0 if self._ending.wait(self._pace) else self._pace
 
     def _end(self) -> None:
-        teller = threading.Thread(target=self._tell, name="last-words", daemon=True)
-        teller.start()
-        teller.join(2 * _TELLING)
+        for teller in self._tellers:
+            teller.tell()
         os._exit(self._code)
 
-    def _tell(self) -> None:
-        tell_stacks(self._loop)
-        self._last_words()
+
+class _Teller(threading.Thread):
+    """Waits to be told to do its work: an interpreter that ends makes no new threads (3.12)."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(name="last-words", daemon=True)
+        self._work = work
+        self._begin = threading.Event()
+
+    def run(self) -> None:
+        self._begin.wait()
+        self._work()
+
+    def tell(self) -> None:
+        """Do the work; wait two seconds at most, since stderr may be a pipe that nobody reads."""
+        self._begin.set()
+        self.join(_TELLING)
 
 
 def tell_stacks(loop: asyncio.AbstractEventLoop | None) -> None:
@@ -119,9 +134,9 @@ def tell_stacks(loop: asyncio.AbstractEventLoop | None) -> None:
 
     Waits two seconds at most: stderr may be a pipe that nobody reads.
     """
-    writer = threading.Thread(target=_write_stacks, args=(loop,), name="stacks", daemon=True)
-    writer.start()
-    writer.join(_TELLING)
+    teller = _Teller(lambda: _write_stacks(loop))
+    teller.start()
+    teller.tell()
 
 
 def _awaited(what: Any) -> Iterator[str]:
