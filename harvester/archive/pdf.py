@@ -22,7 +22,7 @@ _MARGIN = 1024
 (ISO 32000-1, annex H)."""
 
 _CPU_SECONDS = 10.0
-_SEEKS_BETWEEN = 8
+_READS_BETWEEN = 32
 _END = re.compile(rb"startxref\s+(\d{1,10})\s*%%EOF\r?\n?")
 _LONGEST_END = 64
 _XREF = re.compile(rb"xref\s|\d{1,10}\s+\d{1,5}\s+obj\b")
@@ -38,7 +38,7 @@ def check_pdf(data: bytes, *, cpu_seconds: float = _CPU_SECONDS) -> None:
     password by what pypdf has at hand. The message never quotes the document. A fault of the
     machine while looking is ``StorageUnavailable``: it says nothing about the document.
 
-    Takes CPU time in proportion to the page tree, cut off at one of the first seeks in the file
+    Takes CPU time in proportion to the page tree, cut off at one of the first reads of the file
     after ``cpu_seconds``; an object stream, whose size pypdf limits, is still unpacked to its end.
     """
     body = _trimmed(data)
@@ -97,24 +97,24 @@ class _OutOfTimeError(BaseException):
 
 
 class _TimedBytes(io.BytesIO):
-    """Bytes in which nothing is sought any more after some CPU time of this thread.
+    """Bytes that cannot be read any more after some CPU time of this thread.
 
     pypdf searches the whole file for every object that is not where the table says; a hostile
-    table makes that thousands of searches. It seeks before each of them and with every object,
-    and reads a byte at a time: watching the reads would double what a check costs.
+    table makes that thousands of searches, and a long string millions of reads.
     """
 
     def __init__(self, data: bytes, cpu_seconds: float) -> None:
         super().__init__(data)
         self._until = time.thread_time() + cpu_seconds
-        self._seeks = 0
+        self._reads = 0
 
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        self._seeks += 1
-        # Asking for the time is a system call, dearer than most seeks.
-        if not self._seeks % _SEEKS_BETWEEN and time.thread_time() > self._until:
+    def read(self, size: int | None = -1, /) -> bytes:
+        # pypdf reads a byte at a time, so one call more in here is a tenth of what a check costs;
+        # and asking for the time is a system call, dearer than most reads.
+        self._reads += 1
+        if not self._reads % _READS_BETWEEN and time.thread_time() > self._until:
             raise _OutOfTimeError
-        return super().seek(offset, whence)
+        return io.BytesIO.read(self, size)
 
     def getbuffer(self) -> memoryview:
         if time.thread_time() > self._until:

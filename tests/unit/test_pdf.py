@@ -9,9 +9,9 @@ import zlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pypdf import PdfWriter
+from pypdf import PdfReader, PdfWriter
 
-from harvester.archive.pdf import check_pdf
+from harvester.archive.pdf import _OutOfTimeError, _TimedBytes, check_pdf
 from harvester.domain.errors import CertificateRejected
 
 CANARY = b"ACME-Beneficiary"
@@ -190,6 +190,15 @@ def test_a_search_in_place_of_the_catalogue_is_cut_off_too() -> None:
     data = document(b"null %%%s\n" % (b" " * 4_000_000)).replace(b"/Size 2", b"/Size 9000")
     with pytest.raises(CertificateRejected, match=r"took more than 0\.5 s"):
         check_pdf(data, cpu_seconds=0.5)
+
+
+@pytest.mark.parametrize("long", [b"(%s)", b"<%s>", b"%%%s\n1"], ids=["text", "hex", "comment"])
+def test_one_long_object_is_cut_off_before_its_end(long: bytes) -> None:
+    tree = b"<</Type/Pages/Kids[3 0 R]/Count 1/X %s>>" % (long % (b"a" * 4_000_000))
+    read = _TimedBytes(document(CATALOGUE, tree, PAGE), 0.01)
+    with pytest.raises(_OutOfTimeError):
+        len(PdfReader(read, strict=True).pages)
+    assert read.tell() < 4_000_000
 
 
 def test_pypdf_writes_nothing_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
