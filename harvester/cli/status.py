@@ -120,7 +120,7 @@ def _print_stuck(stuck: list[StuckOrder]) -> None:
             f"{short(one.since)}, longer than {_days(one.bound)}; waits for {printable(wait)}"
         )
     if len(stuck) > _MOST_LINES:
-        click.echo("stuck: and more; --json has them")
+        click.echo("stuck: and more; see --json")
 
 
 def _days(bound: Bound) -> str:

@@ -48,8 +48,12 @@ class OrderRecords:
             partition_by=transitions.c.order_key, order_by=transitions.c.seq
         )
         entered = (
-            select(transitions.c.seq, moves.c.to_status, transitions.c.observed_at)
-            .add_columns(left_at.label("left_at"))
+            select(
+                transitions.c.seq,
+                moves.c.to_status,
+                transitions.c.observed_at,
+                left_at.label("left_at"),
+            )
             .join(moves)
             .join(recent, recent.c.key == transitions.c.order_key)
             .subquery()

@@ -139,5 +139,5 @@ async def test_status_names_twenty_stuck_orders_and_says_that_there_are_more(
         assert (await home.run("run", "--drain")).code == 0
         stuck = [line for line in (await home.run("status")).out.splitlines() if "stuck" in line]
         assert len(stuck) == 21
-        assert stuck[-1] == "stuck: and more; --json has them"
+        assert stuck[-1] == "stuck: and more; see --json"
         assert len((await home.run("status", "--json")).document()["stuck"]) == 21

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -80,30 +80,48 @@ def sweep_of(kept: Kept, lune: SlowLune) -> Sweep:
     return Sweep(cast("Lune", lune), kept.ledger, CADENCE, lambda: LATER, Stop())
 
 
-async def test_a_round_is_planned_and_the_ledger_counted_from_indexes_alone(kept: Kept) -> None:
+async def plan_of(kept: Kept, table: str, *asking: Awaitable[object]) -> list[str]:
+    """Return SQLite's steps for what is asked of a table, of whatever else it takes too."""
     asked: list[tuple[str, Any]] = []
 
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "FROM orders" in statement:
+        if f"FROM {table}" in statement:
             asked.append((statement, parameters))
 
     event.listen(Engine, "before_cursor_execute", note)
     try:
-        await kept.ledger.due_looks(NOW, FAR)
-        await kept.ledger.newest_places(["acct"])
-        await kept.ledger.count_missing_certificates(EVERYTHING)
-        await summarise(kept.database, NOW)
+        for one in asking:
+            await one
     finally:
         event.remove(Engine, "before_cursor_execute", note)
     with closing(sqlite3.connect(kept.database.path)) as connection:
-        steps = [
+        return [
             step[3]
             for statement, parameters in asked
             for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            if " orders" in step[3]
         ]
+
+
+async def test_a_round_is_planned_and_the_ledger_counted_from_indexes_alone(kept: Kept) -> None:
+    plan = await plan_of(
+        kept,
+        "orders",
+        kept.ledger.due_looks(NOW, FAR),
+        kept.ledger.newest_places(["acct"]),
+        kept.ledger.count_missing_certificates(EVERYTHING),
+        summarise(kept.database, NOW),
+    )
+    steps = [step for step in plan if " orders" in step]
     assert len(steps) >= 6
     assert [step for step in steps if " COVERING INDEX orders_" not in step] == []
+
+
+async def test_stays_are_read_from_the_orders_that_moved_last_and_not_from_all(kept: Kept) -> None:
+    plan = await plan_of(kept, "transitions", kept.ledger.recent_stays(10, NOW))
+    (moved,) = (step for step in plan if " orders" in step)
+    (stays,) = (step for step in plan if " transitions" in step)
+    assert " COVERING INDEX orders_changed" in moved
+    assert stays.startswith("SEARCH transitions USING PRIMARY KEY (order_key=?)")
 
 
 async def test_what_another_turn_looked_at_meanwhile_is_not_asked_for_again(kept: Kept) -> None:
