@@ -46,7 +46,7 @@ class Lune:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - see above
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - the sandbox's own address
             return json.loads(answer.read() or b"null")
 
     def requests(self, endpoint: str) -> int:

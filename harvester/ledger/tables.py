@@ -49,7 +49,7 @@ class Instant(TypeDecorator[datetime]):
     def result_processor(
         self,
         dialect: Dialect,  # noqa: ARG002 - the library's signature
-        coltype: object,  # noqa: ARG002 - as above
+        coltype: object,  # noqa: ARG002 - the library's signature
     ) -> Callable[[Any], datetime | None]:
         """Turn microseconds into an aware datetime: without the detour that the library takes."""
         return _read

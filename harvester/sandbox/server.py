@@ -58,7 +58,7 @@ class Sandbox:
         rng = random.Random(self.options.seed)  # noqa: S311 - repeatable lives, no secrets
         self.clock = Clock(self.options.speed, self.options.starts_at, monotonic)
         self.journal = Journal(monotonic)
-        self.faults = Faults(random.Random(self.options.seed))  # noqa: S311 - as above
+        self.faults = Faults(random.Random(self.options.seed))  # noqa: S311 - repeatable faults, no secrets
         for fault in self.options.faults:
             self.faults.add(fault)
         self._world = World(self.clock, rng, self.options.mode)

@@ -122,7 +122,7 @@ async def test_a_cancelled_put_leaves_a_whole_file_or_nothing(archive: Archive) 
 async def test_a_key_that_is_no_name_below_the_root_is_an_error(archive: Archive, key: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - some are raised by the codec, all mean the same
         await archive.put(key, b"one")
-    with pytest.raises(ValueError):  # noqa: PT011 - as above
+    with pytest.raises(ValueError):  # noqa: PT011 - some are raised by the codec, all mean the same
         await archive.read(key)
 
 

@@ -214,7 +214,7 @@ async def test_a_cancelled_round_records_what_was_taken(scene: Scene) -> None:
         await scene.move("placed", *(f"o{number}" for number in range(9)))
         telling = asyncio.create_task(announcer.announce("billing"))
         await held.wait()
-        while len(billing.sent) < 6 or not billing.at_once:  # noqa: ASYNC110 - as above
+        while len(billing.sent) < 6 or not billing.at_once:  # noqa: ASYNC110 - nothing tells what was sent
             await asyncio.sleep(0.01)
         telling.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -181,7 +181,7 @@ async def are_gone(pids: Path) -> None:
     """Wait until the processes are dead, zombies included."""
     async with asyncio.timeout(10):
         for pid in pids.read_text().split():
-            while _lives(pid):  # noqa: ASYNC110 - nor does the end of a stranger
+            while _lives(pid):  # noqa: ASYNC110 - nothing tells when a process that is not our child ends
                 await asyncio.sleep(0.02)
 
 

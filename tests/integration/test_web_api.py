@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.sandbox import Sandbox
 from tests.integration.web_service import AUTHORIZED, TOKEN, Service, serving
@@ -114,9 +115,9 @@ async def _put_at_one_instant(service: Service) -> None:
     rows = (await service.json("/v1/orders"))["orders"]
     chosen = ", ".join(f"'{row['id']}'" for row in rows[::2])
 
-    async def work(connection: object) -> None:
+    async def work(connection: AsyncConnection) -> None:
         statement = f"UPDATE orders SET created_at = 1700000000000000 WHERE id IN ({chosen})"
-        await connection.exec_driver_sql(statement)  # type: ignore[attr-defined]  # a connection
+        await connection.exec_driver_sql(statement)
 
     await service.harvest.database.write(work)
 
@@ -186,9 +187,9 @@ async def test_an_order_of_two_accounts_has_to_be_asked_for_with_its_account(
 
 
 async def _copy_to_the_other_account(service: Service, order_id: str, account_id: str) -> None:
-    async def work(connection: object) -> None:
-        ask = connection.exec_driver_sql  # type: ignore[attr-defined]  # a connection
-        columns = [row[1] for row in await ask("PRAGMA table_info(orders)")]
+    async def work(connection: AsyncConnection) -> None:
+        ask = connection.exec_driver_sql
+        columns = [row.name for row in await ask("PRAGMA table_info(orders)")]
         kept = ", ".join(column for column in columns if column not in {"key", "account_key"})
         account_key = f"(SELECT key FROM accounts WHERE id = '{account_id}')"
         await ask(

@@ -142,6 +142,6 @@ async def test_a_probe_is_not_tried_twice_at_a_time_nor_again_at_once() -> None:
 
 
 async def test_a_probe_that_hangs_ends_with_the_service() -> None:
-    probe = Probe("archive", asyncio.Event().wait, patience=0.05)  # type: ignore[arg-type]  # hangs
+    probe = Probe("archive", asyncio.Event().wait, patience=0.05)  # type: ignore[arg-type]  # a check that hangs, and so never returns
     await probe.check()
     await asyncio.wait_for(probe.close(), 5)

@@ -148,7 +148,9 @@ async def test_the_sweep_that_counts_is_that_of_the_followed_account_that_waits_
         await harvest.ledger.postpone_sweep(first.id, later)
         mark = await harvest.ledger.begin_sweep(second.id)
         await harvest.ledger.finish_sweep(second.id, mark, later, later, joined=True)
-        assert await last_sweep(harvest.database, later, bound) < later  # type: ignore[operator]  # not None
+        swept = await last_sweep(harvest.database, later, bound)
+        assert swept is not None
+        assert swept < later
         await harvest.ledger.park_account(first.id, "suspended", later, later)
         assert await last_sweep(harvest.database, later, bound) == later
 

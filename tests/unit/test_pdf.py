@@ -214,7 +214,7 @@ def verdict(data: bytes) -> None:
         check_pdf(data, cpu_seconds=5)
     except CertificateRejected as refused:
         assert CANARY.decode() not in str(refused)  # noqa: PT017 - passing is allowed too
-        assert refused.__context__ is None  # noqa: PT017 - as above
+        assert refused.__context__ is None  # noqa: PT017 - passing is allowed too
 
 
 BASES = st.sampled_from([NAMED, document_with_xref_stream(), encrypted(""), encrypted("secret")])
