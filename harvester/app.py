@@ -16,16 +16,17 @@ from prometheus_client import Histogram
 from harvester import __version__
 from harvester.archive.directory import DirectoryArchive
 from harvester.archive.durable import make_root
-from harvester.archive.layout import Layout
 from harvester.archive.pdf import check_pdf
-from harvester.domain.cadence import Cadence
+from harvester.config.settings import Settings
+from harvester.context import Stop
+from harvester.domain.certificate_names import Layout
 from harvester.domain.errors import LedgerUnavailable, StorageUnavailable
+from harvester.domain.schedule import Cadence
+from harvester.events.dispatch import Announcer
+from harvester.events.receivers import open_announcer
 from harvester.harvest.accounts import AccountBook
-from harvester.harvest.announce import Announcer
 from harvester.harvest.collect import Collector
-from harvester.harvest.drain import Drain, DrainReport
-from harvester.harvest.place import Placer
-from harvester.harvest.stopping import Stop
+from harvester.harvest.purchase import Placer
 from harvester.harvest.stuck import StuckWatch
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracker
@@ -33,10 +34,9 @@ from harvester.ledger import migrate
 from harvester.ledger.lock import LedgerLock
 from harvester.ledger.sql import SqlLedger
 from harvester.lune import Deadlines, LuneClient, Pacer
-from harvester.lune.webhooks import WebhookClient
-from harvester.metrics import MeasuredDatabase, MeasuredSweep, sweep_seconds
-from harvester.receivers import open_announcer
-from harvester.settings import Settings
+from harvester.lune.webhook_client import WebhookClient
+from harvester.runtime.drain import Drain, DrainReport
+from harvester.web.metrics import MeasuredDatabase, MeasuredSweep, sweep_seconds
 
 log = structlog.get_logger()
 

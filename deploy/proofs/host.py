@@ -60,7 +60,7 @@ class Host:
         self.configure()
         self.give_key(self.lune.key)
         self.follow("deploy/systemd/harvester*")
-        self.write("/etc/systemd/system/harvester.service.d/hasty.conf", _HASTY)
+        self.write("/etc/systemd/system/harvester.runtime.service.d/hasty.conf", _HASTY)
         return f"{self.harvester('--version')}, {self.do('systemctl --version | head -1')}"
 
     def _start_lune(self, wheels: Path) -> Lune:

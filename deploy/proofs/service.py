@@ -12,7 +12,7 @@ from proofs.host import OFFLINE, Host
 from proofs.releases import write_next_release
 from proofs.steps import REPOSITORY, Proof, fail, judge, run, until
 
-_UNIT = REPOSITORY / "deploy" / "systemd" / "harvester.service"
+_UNIT = REPOSITORY / "deploy" / "systemd" / "harvester.runtime.service"
 _UNCHANGED = 3.0
 """Seconds after which what was not taken up will not be: three times those before a restart."""
 _STOPS_WITHIN = 2.0

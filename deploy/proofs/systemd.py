@@ -15,7 +15,7 @@ from proofs.service import Service
 from proofs.steps import REPOSITORY, Proof, fail, run
 
 _FOLDER = REPOSITORY / "deploy" / "systemd"
-UNITS = ("harvester.service", "harvester-drain.service", "harvester-drain.timer")
+UNITS = ("harvester.runtime.service", "harvester-drain.service", "harvester-drain.timer")
 
 
 def prove(proof: Proof) -> None:

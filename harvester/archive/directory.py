@@ -24,8 +24,8 @@ from harvester.archive.durable import (
     storage_faults,
     sync_upwards,
 )
-from harvester.archive.layout import QUARANTINE, is_layout_folder, split_key
 from harvester.archive.quarantine import keep_rejected, move_changed
+from harvester.domain.certificate_names import QUARANTINE, is_layout_folder, split_key
 from harvester.domain.errors import StorageUnavailable
 from harvester.domain.orders import StoredFile
 

@@ -9,7 +9,7 @@ import re
 from pathlib import PurePosixPath
 
 from harvester.archive.durable import OpenRoot, link_new, staged, sync_upwards
-from harvester.archive.layout import QUARANTINE
+from harvester.domain.certificate_names import QUARANTINE
 from harvester.domain.orders import is_identifier
 
 COPIES_KEPT = 10

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from harvester.archive.durable import hash_file, open_file, open_root, storage_faults
-from harvester.archive.layout import split_key
+from harvester.domain.certificate_names import split_key
 from harvester.domain.orders import StoredFile
 
 T = TypeVar("T")

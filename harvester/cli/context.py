@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from harvester.settings import Settings
+    from harvester.config.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,14 +24,14 @@ class Context:
     @functools.cached_property
     def config_path(self) -> Path | None:
         """The configuration file that is used, None when none was found."""
-        from harvester.configuration import find_config
+        from harvester.config.load import find_config
 
         return find_config(self.config)
 
     @functools.cached_property
     def settings(self) -> Settings:
         """The configuration; ``ConfigurationError`` names everything wrong with it."""
-        from harvester.configuration import load
+        from harvester.config.load import load
 
         return load(self.config_path)
 

@@ -21,10 +21,10 @@ from harvester.cli.output import print_table
 
 if TYPE_CHECKING:
     from harvester.app import Harvest
-    from harvester.harvest.stopping import Stop
+    from harvester.config.settings import Settings
+    from harvester.context import Stop
     from harvester.ledger.queries import Summary
     from harvester.sandbox import Sandbox
-    from harvester.settings import Settings
 
 ORDERS = 24
 _FOLLOWED_SECONDS = 6.0
@@ -78,7 +78,7 @@ async def _demo(folder: Path) -> int:
     from harvester import logs
     from harvester.app import open_harvest
     from harvester.cli.run import listen_for_signals
-    from harvester.harvest.stopping import Stop
+    from harvester.context import Stop
     from harvester.sandbox import Sandbox, SandboxOptions
 
     stop = Stop()
@@ -104,7 +104,7 @@ async def _demo(folder: Path) -> int:
 
 def _configure(folder: Path, sandbox: Sandbox) -> Settings:
     """Write the configuration an operator would, so that every command works on the result."""
-    from harvester.configuration import load
+    from harvester.config.load import load
 
     key_file = folder / "lune_api_key"
     descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -131,7 +131,7 @@ async def _follow(harvest: Harvest, stop: Stop) -> bool:
     """Run the daemon until all is done; True when somebody interrupted it."""
     from harvester.app import now
     from harvester.ledger.queries import summarise
-    from harvester.service import serve
+    from harvester.runtime.service import serve
 
     daemon = asyncio.create_task(serve(harvest), name="daemon")
     deadline = time.monotonic() + _PATIENCE

@@ -19,9 +19,9 @@ from harvester.cli.output import as_json, print_json, printable
 from harvester.cli.subscription import judge_webhooks
 
 if TYPE_CHECKING:
+    from harvester.config.settings import Settings
     from harvester.domain.orders import Account
     from harvester.lune import LuneClient
-    from harvester.settings import Settings
 
 Level = Literal["ok", "warning", "fail"]
 _LARGEST_SKEW = 60.0
@@ -143,7 +143,7 @@ async def _account(lune: LuneClient, own: Account, wanted: str) -> Check:
 async def _mode(settings: Settings, mode: str) -> Check:
     from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.sql import SqlLedger
 
     try:
@@ -169,8 +169,8 @@ def _clock(offset: float) -> Check:
 async def _ledger(settings: Settings) -> Check:
     from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
+    from harvester.ledger.location import refuse_shared_disk
     from harvester.ledger.lock import holder_of
-    from harvester.ledger.place import refuse_shared_disk
 
     path = settings.database.path
     try:
@@ -239,7 +239,7 @@ async def _is_filed(settings: Settings) -> bool:
     """Tell whether certificates were ever stored; of a ledger that cannot be asked, take it so."""
     from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.sql import SqlLedger
 
     try:

@@ -75,7 +75,7 @@ async def _list(
     context: Context, after: int, json_output: bool, undelivered: bool
 ) -> list[tuple[Event, list[Lacking]]]:
     """Return the events to make a table of; as JSON they are printed as they are read."""
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.outbox import list_events
 
     filters = context.settings.events.filters
@@ -96,7 +96,7 @@ async def _list(
 
 def _shape(event: Event, lacking: list[Lacking]) -> dict[str, Any]:
     from harvester.domain.events import cloud_event
-    from harvester.shapes import instant
+    from harvester.serializers import instant
 
     return {
         "seq": event.seq,
@@ -162,7 +162,7 @@ async def _resend(context: Context, seqs: list[int], receiver: str | None) -> li
 @command("secret", "Make a secret to sign events with.")
 def secret(_context: Context) -> None:
     """Print a new secret, for a file of its own that a receiver's secret_file names."""
-    from harvester.announcement.secrets import make_secret
+    from harvester.events.signing import make_secret
 
     click.echo(make_secret())
 

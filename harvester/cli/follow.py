@@ -69,7 +69,7 @@ async def _track(
     from dataclasses import asdict
 
     from harvester.app import open_harvest
-    from harvester.harvest.stopping import Stop
+    from harvester.context import Stop
 
     settings = context.settings
     body = {"references": references, "by_key": by_key, "account_id": account}

@@ -22,7 +22,7 @@ from harvester.cli.exits import UNFINISHED
 from harvester.cli.output import as_json, print_fields, print_json
 
 if TYPE_CHECKING:
-    from harvester.settings import Settings
+    from harvester.config.settings import Settings
 
 _PATIENCE = 5.0
 _LARGEST = 2**16

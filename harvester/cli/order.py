@@ -28,9 +28,9 @@ from harvester.cli.output import (
 
 if TYPE_CHECKING:
     from harvester.app import Harvest
+    from harvester.config.settings import Settings
     from harvester.domain.orders import Account
     from harvester.domain.purchases import Purchase, Quote
-    from harvester.settings import Settings
 
 _LOOK_EVERY = 1.0
 
@@ -244,8 +244,8 @@ async def _place(
 ) -> dict[str, Any]:
     """Place it, by the daemon when one runs; return what was placed and its certificate's state."""
     from harvester.app import open_harvest
+    from harvester.context import Stop
     from harvester.domain.errors import LedgerUnavailable, OutcomeUnknown
-    from harvester.harvest.stopping import Stop
 
     body = {
         "account_id": account.id,
@@ -294,7 +294,7 @@ async def _work(harvest: Harvest, settings: Settings, order_id: str, deadline: f
 async def _certificate(settings: Settings, order_id: str) -> tuple[str | None, bool]:
     """Return the state of an order's certificate, and whether waiting for it is over."""
     from harvester.domain.lifecycle import COMPLETE, is_open
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.queries import find_orders
 
     async with open_reader(settings.database.path) as database:

@@ -61,7 +61,7 @@ async def _stream(
     limit: int | None,
 ) -> AsyncGenerator[OrderRow, None]:
     from harvester.domain.records import OrderFilter
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.queries import stream_orders
 
     scope = OrderFilter(
@@ -87,7 +87,7 @@ def _path_of(context: Context) -> Callable[[str], str]:
 @as_json
 def orders(context: Context, json_output: bool, **filters: Any) -> None:
     """List orders, newest first."""
-    from harvester import shapes
+    from harvester import serializers
 
     path_of = _path_of(context)
     rows: list[tuple[object, ...]] = []
@@ -96,7 +96,7 @@ def orders(context: Context, json_output: bool, **filters: Any) -> None:
         async with aclosing(_stream(context, **filters)) as stream:
             async for row in stream:
                 if json_output:
-                    sys.stdout.write(json.dumps(shapes.order(row, path_of)) + "\n")
+                    sys.stdout.write(json.dumps(serializers.order(row, path_of)) + "\n")
                     continue
                 rows.append(_cells(row))
                 if len(rows) == _LINES_AT_ONCE and not sys.stdout.isatty():
@@ -128,7 +128,7 @@ def _cells(row: OrderRow) -> tuple[object, ...]:
 @as_json
 def show(context: Context, reference: str, account: str | None, json_output: bool) -> None:
     """Show one order, by id or idempotency key: its chain, certificates, what it waits for."""
-    from harvester import shapes
+    from harvester import serializers
 
     details = asyncio.run(_find(context, reference, account))
     if not details:
@@ -137,7 +137,7 @@ def show(context: Context, reference: str, account: str | None, json_output: boo
     if len(details) > 1:
         names = ", ".join(detail.order.account_id for detail in details)
         raise click.UsageError(f"several accounts have one: {names}; name it with --account")
-    shape = shapes.order_detail(details[0], _path_of(context))
+    shape = serializers.order_detail(details[0], _path_of(context))
     if json_output:
         print_json(shape)
     else:
@@ -145,7 +145,7 @@ def show(context: Context, reference: str, account: str | None, json_output: boo
 
 
 async def _find(context: Context, reference: str, account: str | None) -> list[OrderDetail]:
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.queries import find_orders
 
     async with open_reader(context.settings.database.path) as database:
@@ -230,7 +230,7 @@ def export(context: Context, form: str, output: Path | None, **filters: Any) -> 
 
 
 async def _export(context: Context, form: str, stream: IO[str], filters: dict[str, Any]) -> None:
-    from harvester import shapes
+    from harvester import serializers
     from harvester.ledger import migrate
 
     migrate.require_current(context.settings.database.path)  # before a header is written
@@ -240,7 +240,7 @@ async def _export(context: Context, form: str, stream: IO[str], filters: dict[st
         writer.writerow(_COLUMNS)
     async with aclosing(_stream(context, **filters)) as rows:
         async for row in rows:
-            shape = shapes.order(row, path_of)
+            shape = serializers.order(row, path_of)
             if form == "jsonl":
                 stream.write(json.dumps(shape) + "\n")
             else:

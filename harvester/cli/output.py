@@ -121,7 +121,7 @@ class Duration(click.ParamType[timedelta]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
         """Read it by the configuration's rule; a usage error otherwise."""
-        from harvester.durations import parse_duration
+        from harvester.config.types import parse_duration
 
         try:
             return parse_duration(value)

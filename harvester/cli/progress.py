@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from harvester.harvest.drain import DrainReport
+    from harvester.runtime.drain import DrainReport
 
 _EVERY = 5.0
 _REFRESH = 0.1

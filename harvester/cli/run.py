@@ -35,12 +35,12 @@ from harvester.cli.process import forbid_dumps
 
 if TYPE_CHECKING:
     from harvester.app import Harvest
+    from harvester.config.settings import Settings
+    from harvester.context import Stop
     from harvester.domain.records import OrderFilter
-    from harvester.harvest.drain import DrainReport
-    from harvester.harvest.stopping import Stop
     from harvester.logs import Backlog
-    from harvester.settings import Settings
-    from harvester.supervision import Supervisor
+    from harvester.runtime.drain import DrainReport
+    from harvester.runtime.systemd import Supervisor
 
 _MOST_LINES = 20
 _LATE = ("pypdf.filters",)
@@ -127,7 +127,7 @@ def _run_daemon(context: Context) -> None:
     import faulthandler
 
     from harvester import logs
-    from harvester.supervision import Supervisor
+    from harvester.runtime.systemd import Supervisor
 
     supervisor = Supervisor.of(os.environ)
     faulthandler.enable()  # where it stood, when the service manager aborts it
@@ -149,14 +149,14 @@ async def _daemon(
     backlog: Backlog,
     supervisor: Supervisor,
 ) -> None:
-    from harvester.harvest.stopping import Stop
+    from harvester.context import Stop
 
     stop = Stop()
     listen_for_signals(stop)  # before all that takes long to import
     from harvester.app import open_harvest
-    from harvester.cli.reload import Reload
-    from harvester.harvest.watchdog import Watchdog
-    from harvester.service import serve
+    from harvester.runtime.reload import Reload
+    from harvester.runtime.service import serve
+    from harvester.runtime.watchdog import Watchdog
 
     for name in _LATE:
         importlib.import_module(name)
@@ -180,8 +180,8 @@ async def _daemon(
 async def _drain(context: Context, options: _DrainOptions) -> int:
     from harvester.app import open_dry_harvest, open_harvest
     from harvester.cli.progress import DrainProgress
-    from harvester.harvest.stopping import Stop
-    from harvester.harvest.watchdog import Watchdog
+    from harvester.context import Stop
+    from harvester.runtime.watchdog import Watchdog
 
     stop = Stop()
     listen_for_signals(stop)
@@ -217,7 +217,7 @@ async def _measured(harvest: Harvest, file: Path | None) -> AsyncIterator[None]:
     if file is None:
         yield
         return
-    from harvester.service import metrics_of
+    from harvester.runtime.service import metrics_of
 
     metrics = metrics_of(harvest)
     await metrics.begin()
@@ -243,7 +243,7 @@ async def _until_urged(work: Coroutine[Any, Any, DrainReport], stop: Stop) -> Dr
 
 
 async def _patience(stop: Stop) -> None:
-    from harvester.harvest.daemon import GRACE
+    from harvester.runtime.daemon import GRACE
 
     await stop.wait()
     notice("stopping when what is in flight has ended; interrupt again to abandon it")
@@ -261,9 +261,9 @@ def _scope(options: _DrainOptions) -> OrderFilter:
 
 
 def _tell(report: DrainReport, options: _DrainOptions, code: int) -> None:
-    from harvester import shapes
+    from harvester import serializers
 
-    shape = shapes.drain_report(report, code) | {"dry_run": options.dry_run}
+    shape = serializers.drain_report(report, code) | {"dry_run": options.dry_run}
     if options.report is not None:
         with whole_file(options.report) as stream:
             stream.write(json.dumps(shape, indent=1) + "\n")
@@ -280,7 +280,7 @@ def _tell(report: DrainReport, options: _DrainOptions, code: int) -> None:
 
 
 def _summary(report: DrainReport, *, dry_run: bool) -> list[str]:
-    from harvester.domain.waiting import waits_for
+    from harvester.domain.explain import waits_for
 
     seconds = ((report.finished_at or report.started_at) - report.started_at).total_seconds()
     swept, collected = report.swept, report.collected

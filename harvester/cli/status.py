@@ -27,7 +27,7 @@ _PATIENCE = 2.0
 @as_json
 def status(context: Context, json_output: bool) -> None:
     """Count orders and certificates, tell each account's last good sweep and what runs."""
-    from harvester import shapes
+    from harvester import serializers
     from harvester.ledger.lock import holder_of
     from harvester.ledger.stuck import MOST
 
@@ -36,7 +36,7 @@ def status(context: Context, json_output: bool) -> None:
     holder = holder_of(context.settings.database.path)
     pace = _ask_pace(context.settings.database.path)
     if json_output:
-        print_json({**shapes.summary(state, holder, stuck), "pace": pace})
+        print_json({**serializers.summary(state, holder, stuck), "pace": pace})
     else:
         _print(state, holder, pace)
         _print_stuck(stuck)
@@ -44,7 +44,7 @@ def status(context: Context, json_output: bool) -> None:
 
 async def _summarise(context: Context, most: int) -> tuple[Summary, list[StuckOrder]]:
     from harvester.domain.stuck import STAYS, bounds
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.queries import summarise
     from harvester.ledger.sql import SqlLedger
     from harvester.ledger.stuck import find_stuck
@@ -111,7 +111,7 @@ def _print(state: Summary, holder: Holder | None, pace: dict[str, float] | None)
 
 
 def _print_stuck(stuck: list[StuckOrder]) -> None:
-    from harvester.domain.waiting import waits_for
+    from harvester.domain.explain import waits_for
 
     for one in stuck[:_MOST_LINES]:
         wait = waits_for(one.status, None, None, one.document)

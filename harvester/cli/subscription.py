@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from harvester.domain.webhooks import Subscription
-    from harvester.settings import Settings
+    from harvester.config.settings import Settings
+    from harvester.domain.lune_events import Subscription
 
 Judgement = tuple[Literal["ok", "warning", "fail"], str]
 
@@ -34,7 +34,7 @@ async def judge_webhooks(settings: Settings) -> Judgement:
 
 def compare(found: list[Subscription], secrets: tuple[str, ...], url: str) -> Judgement:
     """Hold what is set up against the secrets, newest first, and our address, if it is known."""
-    from harvester.domain.webhooks import PATH
+    from harvester.domain.lune_events import PATH
 
     ours = [one for one in found if (one.url == url if url else one.url.endswith(PATH))]
     if not ours:

@@ -72,7 +72,7 @@ async def _verify(context: Context) -> tuple[VerifyReport, list[str]]:
     from harvester.archive.directory import DirectoryArchive
     from harvester.harvest.verify import Verifier
     from harvester.ledger.audit import contradictions
-    from harvester.ledger.engine import open_reader
+    from harvester.ledger.database import open_reader
     from harvester.ledger.migrate import check_integrity
     from harvester.ledger.sql import SqlLedger
 
@@ -90,8 +90,8 @@ async def _verify(context: Context) -> tuple[VerifyReport, list[str]]:
 async def _repair(context: Context, wrong: list[Discrepancy]) -> list[str] | None:
     """Return what could not be repaired; None when a daemon took it over."""
     from harvester.app import now, open_harvest
+    from harvester.context import Stop
     from harvester.domain.records import OrderFilter
-    from harvester.harvest.stopping import Stop
     from harvester.harvest.verify import reopen
 
     settings = context.settings

@@ -13,9 +13,9 @@ from harvester.cli.context import Context, pass_config
 from harvester.cli.output import AccountId, as_json, notice, print_json, print_table, short
 
 if TYPE_CHECKING:
-    from harvester.domain.webhooks import Subscription
-    from harvester.lune.webhooks import WebhookClient
-    from harvester.settings import Settings
+    from harvester.config.settings import Settings
+    from harvester.domain.lune_events import Subscription
+    from harvester.lune.webhook_client import WebhookClient
 
 _OLD_SECRETS_KEPT = 1
 
@@ -134,8 +134,8 @@ def _client(settings: Settings) -> WebhookClient:
 
 
 def _check_url(url: str) -> None:
-    from harvester.domain.addresses import check_base_url
-    from harvester.domain.webhooks import PATH
+    from harvester.domain.lune_events import PATH
+    from harvester.domain.urls import check_base_url
 
     try:
         check_base_url(url)
@@ -167,7 +167,7 @@ def _secret_file(settings: Settings) -> Path:
 
 
 def _keep(settings: Settings, file: Path, made: Subscription) -> None:
-    from harvester.secret import write_secrets
+    from harvester.config.secrets import write_secrets
 
     secrets = settings.webhook_secrets
     known = secrets.read_all() if secrets is not None and file.exists() else ()
@@ -205,7 +205,7 @@ def _print(found: Sequence[Subscription], *, json_output: bool) -> None:
 
 
 def _shape(one: Subscription) -> dict[str, Any]:
-    from harvester.shapes import instant
+    from harvester.serializers import instant
 
     return {
         "id": one.id,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 from datetime import datetime
 from typing import Protocol
 
-from harvester.domain.cadence import Cadence, Stay
+from harvester.domain.lune_events import WebhookLedger
 from harvester.domain.orders import (
     Account,
     CertificateState,
@@ -28,8 +28,8 @@ from harvester.domain.records import (
     Recorded,
     SweepMark,
 )
+from harvester.domain.schedule import Cadence, Stay
 from harvester.domain.stuck import Bound, StuckOrder
-from harvester.domain.webhooks import WebhookLedger
 
 
 class Ledger(WebhookLedger, Protocol):

@@ -22,7 +22,7 @@ from harvester.domain.orders import (
     StoredFile,
 )
 from harvester.domain.purchases import Purchase, Quote
-from harvester.domain.urgency import Urgency
+from harvester.lune.priority import Urgency
 
 
 class Lune(Protocol):

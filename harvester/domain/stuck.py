@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from harvester.domain.cadence import Stay
 from harvester.domain.lifecycle import PAID, PLACED, RECEIVED, RETIRING
+from harvester.domain.schedule import Stay
 
 STAYS: Final = 2000
 """Orders, those that moved last, from which it is learned how long a status lasts."""

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from harvester.domain.cadence import Cadence
 from harvester.domain.errors import AccountRefused, ConfigurationError
 from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account
 from harvester.domain.ports import Lune
+from harvester.domain.schedule import Cadence
 
 log = structlog.get_logger()
 

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from harvester.domain import cadence as dates
-from harvester.domain.cadence import Cadence
+from harvester.context import Stop, in_parallel
+from harvester.domain import schedule as dates
 from harvester.domain.errors import (
     AccountRefused,
     CertificateRejected,
@@ -29,9 +29,9 @@ from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import Account, CertificateBody, CertificateState
 from harvester.domain.ports import Archive, Lune, Naming
 from harvester.domain.records import EVERYTHING, KnownOrder, OrderFilter
+from harvester.domain.schedule import Cadence
 from harvester.harvest.filing import MOST_VERSIONS, Filer
 from harvester.harvest.reports import CollectReport
-from harvester.harvest.stopping import Stop, in_parallel
 
 log = structlog.get_logger()
 

@@ -11,17 +11,17 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from harvester.domain.cadence import Cadence, learn_weights, worth_within
+from harvester.context import Stop, in_parallel
 from harvester.domain.errors import AccountRefused, HarvesterError, KeyRefused, LuneError
 from harvester.domain.ledger import Ledger
+from harvester.domain.lune_events import TRUSTED
 from harvester.domain.orders import Account, Source
-from harvester.domain.planning import plan_account
+from harvester.domain.polling import plan_account
 from harvester.domain.ports import Lune
 from harvester.domain.records import EVERYTHING, DueLook, OrderFilter, Recorded
-from harvester.domain.webhooks import TRUSTED
-from harvester.harvest.reading import Listing, Reader
+from harvester.domain.schedule import Cadence, learn_weights, worth_within
+from harvester.harvest.listing import Listing, Reader
 from harvester.harvest.reports import SweepReport
-from harvester.harvest.stopping import Stop, in_parallel
 
 log = structlog.get_logger()
 

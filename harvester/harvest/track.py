@@ -8,14 +8,14 @@ from datetime import datetime
 
 import structlog
 
-from harvester.domain.cadence import Cadence
 from harvester.domain.errors import KeyRefused, LuneError, NotFound
 from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account, Order, OrderPage, Source, is_identifier
 from harvester.domain.ports import Lune
-from harvester.domain.urgency import Urgency
+from harvester.domain.schedule import Cadence
 from harvester.harvest.accounts import AccountBook
-from harvester.harvest.reading import tell
+from harvester.harvest.listing import tell
+from harvester.lune.priority import Urgency
 
 log = structlog.get_logger()
 

@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from harvester.domain.events import EventType, NewEvent
 from harvester.domain.orders import Account
 from harvester.domain.records import SweepMark
-from harvester.ledger.engine import Database
+from harvester.ledger.conditions import is_due
+from harvester.ledger.database import Database
 from harvester.ledger.events import write_events
-from harvester.ledger.filters import is_due
-from harvester.ledger.tables import accounts
+from harvester.ledger.schema import accounts
 
 _SERVED = (
     accounts.c.id,

@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, Text, and_, cast, exists, func, literal, n
 
 from harvester.domain.lifecycle import COMPLETE, TERMINAL
 from harvester.domain.orders import CertificateState
-from harvester.ledger.engine import Database
-from harvester.ledger.tables import accounts, certificates, moves, orders, transitions
+from harvester.ledger.database import Database
+from harvester.ledger.schema import accounts, certificates, moves, orders, transitions
 
 _MOST_NAMED = 100
 

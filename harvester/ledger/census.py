@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import CertificateState
-from harvester.ledger.filters import IS_UNSETTLED
-from harvester.ledger.tables import orders
+from harvester.ledger.conditions import IS_UNSETTLED
+from harvester.ledger.schema import orders
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import CertificateKind, CertificateState, StoredFile
 from harvester.domain.records import FiledCertificate, KnownCertificate, NewCertificate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.events import note_certificates
 from harvester.ledger.keys import is_order, order_key
-from harvester.ledger.tables import ARCHIVE_KEY, accounts, certificates, folders, orders
+from harvester.ledger.schema import ARCHIVE_KEY, accounts, certificates, folders, orders
 
 _CHUNK = 500
 

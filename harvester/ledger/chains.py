@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.lifecycle import Moved
 from harvester.domain.orders import Source
-from harvester.ledger.tables import moves, transitions
+from harvester.ledger.schema import moves, transitions
 
 _APPEND = transitions.insert().values(
     seq=select(func.coalesce(func.max(transitions.c.seq), 0) + 1)

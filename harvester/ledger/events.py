@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from harvester.domain.events import Event, EventType, NewEvent
 from harvester.domain.orders import CertificateKind, CertificateState
 from harvester.domain.records import KnownOrder, NewCertificate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.keys import is_order
-from harvester.ledger.tables import (
+from harvester.ledger.schema import (
     ARCHIVE_KEY,
     accounts,
     certificates,

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from harvester.domain.cadence import Cadence
 from harvester.domain.lifecycle import COMPLETE, Anomaly, Moved, Observation, is_open, observe
 from harvester.domain.orders import CertificateState, Order
-from harvester.ledger.filters import MISSING
+from harvester.domain.schedule import Cadence
+from harvester.ledger.conditions import MISSING
 
 
 def judge(

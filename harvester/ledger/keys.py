@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, ScalarSelect, and_, select
 
-from harvester.ledger.tables import accounts, orders
+from harvester.ledger.schema import accounts, orders
 
 ACCOUNT_ID = (
     select(accounts.c.id)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from harvester.domain.errors import LedgerHeld, LedgerUnavailable
-from harvester.ledger.place import refuse_other_user, refuse_shared_disk
+from harvester.ledger.location import refuse_other_user, refuse_shared_disk
 
 # struct flock: type, whence, start, length (0: to the end), process id.
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

@@ -7,14 +7,14 @@ from datetime import datetime
 from sqlalchemy import BigInteger, func, literal, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.domain.cadence import Cadence, Stay
 from harvester.domain.lifecycle import Anomaly, AnomalyKind
 from harvester.domain.orders import Account, OrderPage, Source
 from harvester.domain.records import Recorded, SweepMark
-from harvester.ledger.engine import Database
+from harvester.domain.schedule import Cadence, Stay
+from harvester.ledger.database import Database
 from harvester.ledger.keys import is_order
 from harvester.ledger.recording import Recorder, count_anomaly
-from harvester.ledger.tables import Instant, moves, orders, transitions
+from harvester.ledger.schema import Instant, moves, orders, transitions
 
 
 class OrderRecords:

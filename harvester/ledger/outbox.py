@@ -11,12 +11,12 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, literal, or_, 
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.domain.announcing import HORIZON, Pending, Pruned, Settlement, Waiting
+from harvester.domain.deliveries import HORIZON, Pending, Pruned, Settlement, Waiting
 from harvester.domain.events import Event, EventFilter
-from harvester.ledger.engine import Database
+from harvester.ledger.conditions import is_due
+from harvester.ledger.database import Database
 from harvester.ledger.events import known_event, newest_event, read_events
-from harvester.ledger.filters import is_due
-from harvester.ledger.tables import deliveries, events, receivers
+from harvester.ledger.schema import deliveries, events, receivers
 
 KEPT: Final = timedelta(days=30)
 """How long an event is kept that somebody did not take."""
@@ -28,7 +28,7 @@ _CHUNK: Final = 500
 
 
 class SqlOutbox:
-    """The :class:`harvester.domain.announcing.Outbox` on one database."""
+    """The :class:`harvester.domain.deliveries.Outbox` on one database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

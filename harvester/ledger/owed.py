@@ -13,11 +13,11 @@ from harvester.domain.lifecycle import COMPLETE
 from harvester.domain.orders import CertificateState
 from harvester.domain.records import EVERYTHING, KnownOrder, MissingCertificate, OrderFilter
 from harvester.ledger.certificates import newest_version
-from harvester.ledger.engine import Database
+from harvester.ledger.conditions import AWAITS_CERTIFICATE, IS_MISSING, conditions, is_due
+from harvester.ledger.database import Database
 from harvester.ledger.events import note_failure
-from harvester.ledger.filters import AWAITS_CERTIFICATE, IS_MISSING, conditions, is_due
 from harvester.ledger.keys import ACCOUNT_ID, is_order, order_key
-from harvester.ledger.tables import Instant, accounts, certificates, orders
+from harvester.ledger.schema import Instant, accounts, certificates, orders
 
 
 class OwedRecords:

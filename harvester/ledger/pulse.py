@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.ledger.engine import Database
-from harvester.ledger.filters import AWAITS_CERTIFICATE
-from harvester.ledger.tables import orders
+from harvester.ledger.conditions import AWAITS_CERTIFICATE
+from harvester.ledger.database import Database
+from harvester.ledger.schema import orders
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from harvester.domain.orders import CertificateKind, StoredFile
 from harvester.domain.records import EVERYTHING, KnownCertificate, OrderFilter
 from harvester.ledger.census import take_census
 from harvester.ledger.certificates import known_certificate, newest_version
-from harvester.ledger.engine import Database
-from harvester.ledger.filters import conditions
-from harvester.ledger.tables import (
+from harvester.ledger.conditions import conditions
+from harvester.ledger.database import Database
+from harvester.ledger.schema import (
     ARCHIVE_KEY,
     accounts,
     anomalies,

@@ -16,7 +16,6 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.domain.cadence import Cadence
 from harvester.domain.errors import LedgerDamaged
 from harvester.domain.events import status_changed
 from harvester.domain.lifecycle import (
@@ -29,12 +28,13 @@ from harvester.domain.lifecycle import (
 )
 from harvester.domain.orders import Account, Order, OrderPage, SetAside, Source
 from harvester.domain.records import Recorded, SweepMark
+from harvester.domain.schedule import Cadence
 from harvester.ledger.chains import Step, append_transitions
 from harvester.ledger.events import write_events
+from harvester.ledger.hints import answer_hints
 from harvester.ledger.judgement import date_looks, judge, owing
 from harvester.ledger.keys import account_key
-from harvester.ledger.tables import accounts, anomalies, documents, orders, set_aside
-from harvester.ledger.webhooks import answer_hints
+from harvester.ledger.schema import accounts, anomalies, documents, orders, set_aside
 
 _DIGEST_BYTES = 8
 """Enough to notice that a document changed; nothing is trusted on it."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from harvester.ledger.accounts import AccountRecords
 from harvester.ledger.certificates import CertificateRecords
-from harvester.ledger.intentions import IntentionRecords
-from harvester.ledger.looks import LookRecords
+from harvester.ledger.hints import WebhookRecords
 from harvester.ledger.orders import OrderRecords
 from harvester.ledger.owed import OwedRecords
+from harvester.ledger.purchases import IntentionRecords
+from harvester.ledger.schedule import LookRecords
 from harvester.ledger.stuck import StuckRecords
-from harvester.ledger.webhooks import WebhookRecords
 
 
 class SqlLedger(

@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.events import EventType, NewEvent
 from harvester.domain.stuck import Bound, StuckOrder
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.events import write_events
 from harvester.ledger.keys import is_order
-from harvester.ledger.tables import accounts, documents, orders
+from harvester.ledger.schema import accounts, documents, orders
 
 MOST = 500
 """Orders that are told of at once."""

@@ -20,8 +20,8 @@ Errors are those of :mod:`harvester.domain.errors`.
 
 from harvester.domain.purchases import BundleShare, Purchase, Quote, by_estimate, by_mass, by_value
 from harvester.lune.client import Caps, LuneClient
-from harvester.lune.exchange import Deadlines
-from harvester.lune.pacing import Pacer
+from harvester.lune.rate_limiter import Pacer
+from harvester.lune.transport import Deadlines
 
 __all__ = [
     "BundleShare",

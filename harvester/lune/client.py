@@ -15,21 +15,21 @@ import structlog
 from harvester.domain.errors import AccountRefused, NotFound, RequestRefused, UnexpectedAnswer
 from harvester.domain.orders import Account, CertificateBody, Order, OrderPage, is_identifier
 from harvester.domain.purchases import Purchase, Quote, check_key
-from harvester.domain.urgency import Urgency
-from harvester.lune.answers import Answer, AnswerTooLarge
-from harvester.lune.channel import OWN_ACCOUNT, Call, Channel
-from harvester.lune.exchange import Deadlines, Exchange
 from harvester.lune.origin import Origin, segment
-from harvester.lune.pacing import Pacer
-from harvester.lune.payload import PayloadError
-from harvester.lune.retry import Sleep
-from harvester.lune.wire import (
+from harvester.lune.parsing import (
     read_account,
     read_account_page,
     read_order,
     read_order_page,
     read_quote,
 )
+from harvester.lune.payload import PayloadError
+from harvester.lune.priority import Urgency
+from harvester.lune.rate_limiter import Pacer
+from harvester.lune.responses import Answer, AnswerTooLarge
+from harvester.lune.retry import Sleep
+from harvester.lune.session import OWN_ACCOUNT, Call, Channel
+from harvester.lune.transport import Deadlines, Exchange
 
 PAGE_SIZE: Final = 100  # the most Lune serves at once (Lune's schema)
 _ACCOUNT_LISTS: Final = ("/accounts", "/accounts/client")

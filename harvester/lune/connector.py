@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.tracing import Trace
 
-from harvester.domain.addresses import may_stand_for
+from harvester.domain.urls import may_stand_for
 
 T = TypeVar("T")
 

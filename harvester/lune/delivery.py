@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from harvester.domain.lune_events import LuneEvent
 from harvester.domain.orders import is_identifier
-from harvester.domain.webhooks import LuneEvent
 from harvester.lune.payload import PayloadError, is_line, load, settle
 
 _LONGEST_TEXT: Final = 200

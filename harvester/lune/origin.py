@@ -9,8 +9,8 @@ from urllib.parse import quote, urlencode
 
 from yarl import URL
 
-from harvester.domain.addresses import check_base_url
 from harvester.domain.errors import ConfigurationError
+from harvester.domain.urls import check_base_url
 
 _KEY: Final = re.compile(r"[!-~]+")
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from harvester.config.secrets import Secret
 from harvester.domain.errors import ConfigurationError
-from harvester.secret import Secret
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 _LARGEST_PORT = 65535

@@ -17,18 +17,17 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from harvester import shapes
+from harvester import serializers
 from harvester.archive.reading import CertificateReader
 from harvester.domain.errors import AccountRefused, ConfigurationError
 from harvester.domain.ledger import Ledger
 from harvester.domain.records import OrderFilter
 from harvester.harvest.track import Tracker
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, stream_orders
 from harvester.web.certificates import choose, send_certificate
 from harvester.web.changes import Changes
-from harvester.web.problems import Problem, read_body
-from harvester.web.query import (
+from harvester.web.parameters import (
     OrderQuery,
     Parameters,
     Place,
@@ -37,6 +36,7 @@ from harvester.web.query import (
     track_request,
     version,
 )
+from harvester.web.problems import Problem, read_body
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -96,7 +96,7 @@ class Api:
         more = len(rows) > len(page)
         return web.json_response(
             {
-                "orders": [shapes.order(row, self._path_of) for row in page],
+                "orders": [serializers.order(row, self._path_of) for row in page],
                 "next": str(_place(page[-1])) if more else None,
             }
         )
@@ -133,7 +133,7 @@ class Api:
     async def _show(self, request: web.Request) -> web.Response:
         account = Parameters(request, "account_id").read("account_id", identifier)
         detail = await self._find(request.match_info["id"], account)
-        return web.json_response(shapes.order_detail(detail, self._path_of))
+        return web.json_response(serializers.order_detail(detail, self._path_of))
 
     async def _certificate(self, request: web.Request) -> web.StreamResponse:
         query = Parameters(request, "account_id", "version")

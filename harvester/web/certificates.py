@@ -8,8 +8,8 @@ from typing import Final
 from aiohttp import ETag, web
 
 from harvester.archive.reading import CertificateReader
+from harvester.domain.explain import waits_for
 from harvester.domain.records import KnownCertificate
-from harvester.domain.waiting import waits_for
 from harvester.ledger.queries import OrderDetail
 from harvester.web.problems import Problem
 

@@ -10,10 +10,10 @@ from typing import Final
 from aiohttp import web
 
 from harvester.domain.events import cloud_event
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.events import KeptEvents, read_events
+from harvester.web.parameters import Parameters
 from harvester.web.problems import Problem
-from harvester.web.query import Parameters
 
 MOST_CHANGES: Final = 500
 MOST_SECONDS: Final = 60

@@ -24,9 +24,9 @@ from harvester.domain.errors import HarvesterError, LuneError
 from harvester.domain.ledger import Ledger
 from harvester.domain.ports import Archive
 from harvester.domain.purchases import Purchase
+from harvester.events.dispatch import Announcer
 from harvester.harvest.accounts import AccountBook
-from harvester.harvest.announce import Announcer
-from harvester.harvest.place import Placer
+from harvester.harvest.purchase import Placer
 from harvester.harvest.track import Tracker
 from harvester.harvest.verify import Discrepancy, Finding, reopen
 from harvester.web.address import control_path, reachable

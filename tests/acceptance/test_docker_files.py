@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from harvester import __version__
-from harvester.configuration import SECRETS, load
-from harvester.durations import parse_duration
-from harvester.harvest.daemon import GRACE
+from harvester.config.load import SECRETS, load
+from harvester.config.types import parse_duration
+from harvester.runtime.daemon import GRACE
 from tests.acceptance.harness import HARVESTER
 
 REPOSITORY = Path(__file__).parents[2]

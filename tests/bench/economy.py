@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from harvester.domain.cadence import Cadence, worth_within
 from harvester.domain.lifecycle import COMPLETE, PAID, PLACED, RECEIVED, RETIRING
-from harvester.domain.planning import PAGE_SIZE, plan_account
+from harvester.domain.polling import PAGE_SIZE, plan_account
+from harvester.domain.schedule import Cadence, worth_within
 
 DAY = 86_400.0
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

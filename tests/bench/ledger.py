@@ -24,9 +24,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harvester.domain.cadence import Cadence
-from harvester.domain.planning import plan_account
-from harvester.ledger.engine import Database
+from harvester.domain.polling import plan_account
+from harvester.domain.schedule import Cadence
+from harvester.ledger.database import Database
 from harvester.ledger.sql import SqlLedger
 from tests.acceptance.harness import HARVESTER
 from tests.bench.__main__ import print_table

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harvester.domain.orders import Source
-from harvester.ledger.engine import open_reader
+from harvester.ledger.database import open_reader
 from harvester.ledger.queries import find_orders
 from harvester.sandbox import Sandbox, SandboxOptions
 from tests.acceptance.harness import HARVESTER

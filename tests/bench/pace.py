@@ -22,8 +22,8 @@ from statistics import quantiles
 import structlog
 
 from harvester.domain.errors import RateLimited
-from harvester.domain.urgency import Urgency
-from harvester.lune.pacing import Pacer
+from harvester.lune.priority import Urgency
+from harvester.lune.rate_limiter import Pacer
 from harvester.lune.retry import Retries
 from tests.bench.virtual_time import simulate
 

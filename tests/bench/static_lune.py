@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harvester.domain.planning import PAGE_SIZE
+from harvester.domain.polling import PAGE_SIZE
 
 ACCOUNT = "benchaccount00000000000000000001"
 KEY = "key-of-the-benchmark"

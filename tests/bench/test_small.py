@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harvester.ledger.audit import contradictions
-from harvester.ledger.engine import open_reader
+from harvester.ledger.database import open_reader
 from harvester.ledger.queries import find_orders
 from tests.bench import economy, idle, ledger, load, pace, peers
 from tests.bench.__main__ import BENCHMARKS, print_table

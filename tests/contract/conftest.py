@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, Kept
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from harvester.domain.cadence import Cadence
 from harvester.domain.ledger import Ledger
 from harvester.domain.orders import (
     Account,
@@ -26,7 +25,8 @@ from harvester.domain.records import (
     Recorded,
     SweepMark,
 )
-from harvester.ledger.engine import Database
+from harvester.domain.schedule import Cadence
+from harvester.ledger.database import Database
 from harvester.ledger.queries import OrderDetail, find_orders
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harvester.domain.orders import CertificateState
-from harvester.ledger.figures import OTHER, measure
+from harvester.ledger.statistics import OTHER, measure
 from tests.contract.ledger_cases import CLIENT, DAY, FAR, HOUR, NOW, Kept, order, stored
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from harvester.domain.announcing import Failure, Pending, Pruned, Settlement
+from harvester.domain.deliveries import Failure, Pending, Pruned, Settlement
 from harvester.domain.events import EventFilter
 from harvester.ledger.events import read_events
 from harvester.ledger.outbox import SqlOutbox, list_events

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from harvester.domain.cadence import Stay
 from harvester.domain.orders import Order, OrderPage, Source
 from harvester.domain.records import DueLook, Recorded
+from harvester.domain.schedule import Stay
 from tests.contract.ledger_cases import ACCOUNT, CADENCE, CLIENT, HOUR, MINUTE, NOW, Kept, order
 
 

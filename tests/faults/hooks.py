@@ -18,8 +18,8 @@ import aiohttp
 from harvester.app import Harvest, now
 from harvester.domain.records import EVERYTHING
 from harvester.web.listener import listener_app, serve_listener
+from harvester.web.lune_webhook import Receiver
 from harvester.web.problems import faults_as_problems
-from harvester.web.webhook import Receiver
 from tests import canaries
 from tests.faults.scene import Scene
 

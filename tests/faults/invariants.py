@@ -20,11 +20,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harvester.configuration import load
+from harvester.config.load import load
+from harvester.config.settings import Settings
 from harvester.domain.orders import is_identifier
 from harvester.ledger.audit import contradictions
-from harvester.ledger.engine import Database
-from harvester.settings import Settings
+from harvester.ledger.database import Database
 from tests.canaries import encodings
 from tests.faults.scene import PRIVATE, Scene
 from tests.faults.wire import Wire

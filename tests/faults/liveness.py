@@ -28,11 +28,11 @@ from tempfile import TemporaryDirectory
 
 from harvester import logs
 from harvester.app import open_harvest
-from harvester.configuration import load
-from harvester.harvest.stopping import Stop
+from harvester.config.load import load
+from harvester.context import Stop
 from harvester.lune import Pacer
+from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox, SandboxOptions
-from harvester.service import serve
 from tests.acceptance.harness import Home, until
 from tests.faults.scene import Scene
 from tests.faults.wire import Wire

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from harvester.app import Harvest
-from harvester.archive.layout import Layout
 from harvester.archive.pdf import check_pdf
+from harvester.domain.certificate_names import Layout
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
-from harvester.harvest.drain import Drain, DrainReport
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracked, Tracker
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.queries import OrderDetail, OrderRow, Summary, find_orders, summarise
 from harvester.lune import Caps, LuneClient, Pacer
+from harvester.runtime.drain import Drain, DrainReport
 from tests.faults.scene import HASTY, Scene
 from tests.integration.served_api import FastTime
 

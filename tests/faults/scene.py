@@ -17,11 +17,11 @@ from typing import Any
 
 from harvester import logs
 from harvester.app import Harvest, open_harvest
-from harvester.configuration import load
+from harvester.config.load import load
+from harvester.context import Stop
 from harvester.domain.records import EVERYTHING, OrderFilter
-from harvester.harvest.drain import DrainReport
-from harvester.harvest.stopping import Stop
 from harvester.lune import Deadlines
+from harvester.runtime.drain import DrainReport
 from harvester.sandbox import Sandbox
 from harvester.sandbox.world import Order
 from tests.acceptance.harness import Home, Ran

@@ -23,27 +23,27 @@ import structlog
 from pydantic import SecretStr
 
 from harvester import logs
-from harvester.archive.layout import QUARANTINE, Layout, split_key
 from harvester.archive.pdf import check_pdf
-from harvester.configuration import load
+from harvester.config.load import load
+from harvester.config.secrets import Secret
+from harvester.config.types import parse_duration
+from harvester.domain.certificate_names import QUARANTINE, Layout, split_key
 from harvester.domain.errors import (
     CertificateRejected,
     ConfigurationError,
     LuneError,
 )
 from harvester.domain.orders import Account, Order, OrderPage, is_identifier
-from harvester.durations import parse_duration
 from harvester.lune import Caps, Deadlines, LuneClient, Pacer
-from harvester.lune.payload import PayloadError
-from harvester.lune.retry import parse_retry_after
-from harvester.lune.wire import (
+from harvester.lune.parsing import (
     read_account,
     read_account_page,
     read_order,
     read_order_page,
     read_quote,
 )
-from harvester.secret import Secret
+from harvester.lune.payload import PayloadError
+from harvester.lune.retry import parse_retry_after
 from tests.integration.raw_server import Naps, raw_server
 
 Target = Callable[[bytes], None]

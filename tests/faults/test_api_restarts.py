@@ -12,8 +12,8 @@ from datetime import timedelta
 import pytest
 
 from harvester.domain.errors import ConfigurationError, KeyRefused
+from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox, SandboxOptions
-from harvester.service import serve
 from tests.acceptance.harness import events, until
 from tests.faults.catalogue import fault
 from tests.faults.quick import chain, quick, summary

@@ -13,8 +13,8 @@ from itertools import count, pairwise
 
 import pytest
 
+from harvester.context import Stop
 from harvester.domain.records import EVERYTHING
-from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
 from harvester.ledger.queries import find_orders
 from tests.acceptance.harness import Running, until

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from harvester.harvest.stopping import Stop
+from harvester.context import Stop
 from tests.faults.catalogue import fault
 from tests.faults.scene import Scene
 from tests.faults.wire import changed

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import LedgerUnavailable
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from tests.faults.catalogue import fault
 from tests.faults.disks import strace
 from tests.faults.scene import Scene

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from harvester.domain.records import EVERYTHING
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.sql import SqlLedger
 from tests.faults.catalogue import fault
 from tests.faults.disks import run_struck

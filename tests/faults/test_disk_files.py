@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harvester.app import Harvest, now
-from harvester.archive.layout import DEFAULT_LAYOUT, Layout
+from harvester.domain.certificate_names import DEFAULT_LAYOUT, Layout
 from harvester.harvest.verify import Finding, Verifier, reopen
 from harvester.sandbox.world import Order
 from tests.faults.catalogue import fault

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harvester.archive.pdf import check_pdf
-from harvester.configuration import load
+from harvester.config.load import load
+from harvester.config.settings import Settings
 from harvester.domain.errors import CertificateRejected, ConfigurationError
-from harvester.settings import Settings
 from tests.faults import targets
 from tests.faults.catalogue import fault
 from tests.faults.scene import Scene

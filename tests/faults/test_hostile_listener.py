@@ -23,11 +23,11 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from harvester.cli.exits import CONFIGURATION
-from harvester.settings import HttpSettings
+from harvester.config.settings import HttpSettings
 from harvester.web.address import parse_address
 from harvester.web.listener import listener_app, serve_listener
+from harvester.web.lune_webhook import MOST_LARGE, SMALL_BODY
 from harvester.web.problems import LARGEST_BODY, faults_as_problems
-from harvester.web.webhook import MOST_LARGE, SMALL_BODY
 from tests.acceptance.harness import Running, until
 from tests.faults.catalogue import fault
 from tests.faults.hooks import PATH, SECRET, body_of, desk, event, header

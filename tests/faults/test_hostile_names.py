@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harvester.configuration import load
+from harvester.config.load import load
 from harvester.domain.errors import ConfigurationError
 from tests.acceptance.harness import Home
 from tests.faults.catalogue import fault

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harvester.configuration import load
+from harvester.config.load import load
 from harvester.domain.errors import ConfigurationError, HarvesterError
 from tests import canaries
 from tests.acceptance.harness import Home
@@ -174,7 +174,7 @@ async def test_a_file_from_systemd_may_be_readable_where_it_lies(
 def test_a_file_in_run_secrets_may_be_readable_to_all(tmp_path: Path) -> None:
     need(os.geteuid() == 0, "root, to mount")
     read = (
-        "from pathlib import Path\nfrom harvester.secret import Secret\n"
+        "from pathlib import Path\nfrom harvester.config.secrets import Secret\n"
         "print(Secret('lune.api_key', None, Path('/var/run/secrets/lune_api_key')).read())\n"
         "print(Secret('lune.api_key', None, None).read())"
     )
@@ -297,7 +297,7 @@ async def test_a_crash_shows_no_key_at_the_chattiest_level(
     break_it = (
         "import asyncio, logging, os, sys\n"
         "from pathlib import Path\n"
-        "from harvester import logs\nfrom harvester.configuration import load\n"
+        "from harvester import logs\nfrom harvester.config.load import load\n"
         "import structlog\n"
         "settings = load(Path(sys.argv[1]))\n"
         "key = settings.api_key.read()\n"

@@ -22,13 +22,13 @@ import structlog
 
 import harvester
 from harvester import logs
-from harvester.archive.layout import Layout
 from harvester.archive.pdf import check_pdf
+from harvester.config.types import parse_duration
+from harvester.domain.certificate_names import Layout
 from harvester.domain.errors import HarvesterError
 from harvester.domain.orders import is_identifier
-from harvester.durations import parse_duration
+from harvester.lune.parsing import read_account_page, read_order_page
 from harvester.lune.retry import parse_retry_after
-from harvester.lune.wire import read_account_page, read_order_page
 from tests.faults.catalogue import fault
 from tests.faults.scene import Scene
 from tests.faults.wire import changed, response, saying

@@ -6,8 +6,8 @@ import asyncio
 import gzip
 import tracemalloc
 
-from harvester.harvest.drain import DrainReport
 from harvester.lune import Deadlines
+from harvester.runtime.drain import DrainReport
 from harvester.sandbox.world import Order
 from tests.acceptance.harness import events
 from tests.faults.catalogue import fault

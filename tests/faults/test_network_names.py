@@ -17,9 +17,9 @@ from yarl import URL
 
 from harvester.domain.errors import Unreachable
 from harvester.lune import Deadlines
-from harvester.lune.answers import Answer
 from harvester.lune.connector import GuardedResolver, Lookup
-from harvester.lune.exchange import Exchange
+from harvester.lune.responses import Answer
+from harvester.lune.transport import Exchange
 from tests.acceptance.harness import until
 from tests.faults.catalogue import fault
 from tests.faults.namespaces import need_unshare, with_deaf_name_server, with_hosts

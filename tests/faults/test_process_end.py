@@ -23,7 +23,7 @@ from tests.faults.scene import Scene
 from tests.faults.wire import response, saying
 from tests.needs import need
 
-UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "harvester.service"
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "harvester.runtime.service"
 MISSING = json.dumps({"errors": [{"error_code": "not_found", "message": "none"}]}).encode()
 
 

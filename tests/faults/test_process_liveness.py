@@ -14,10 +14,10 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from harvester.domain.cadence import Cadence
-from harvester.harvest.daemon import Daemon
-from harvester.harvest.stopping import Stop
-from harvester.harvest.watch import StepHangsError
+from harvester.context import Stop
+from harvester.domain.schedule import Cadence
+from harvester.runtime.daemon import Daemon
+from harvester.runtime.liveness import StepHangsError
 from tests.acceptance.harness import Ran, until
 from tests.faults import liveness
 from tests.faults.catalogue import fault
@@ -136,8 +136,8 @@ async def test_a_loop_that_was_late_is_said_and_nothing_is_restarted() -> None:
 
 BLOCKED = """
 import asyncio, time
-from harvester.harvest.stopping import Stop
-from harvester.harvest.watchdog import Watchdog
+from harvester.context import Stop
+from harvester.runtime.watchdog import Watchdog
 
 async def main():
     watchdog = Watchdog(Stop(), 1, stalled=1.0)
@@ -152,8 +152,8 @@ asyncio.run(main())
 
 LINGERING = """
 import threading, time
-from harvester.harvest.stopping import Stop
-from harvester.harvest.watchdog import Watchdog
+from harvester.context import Stop
+from harvester.runtime.watchdog import Watchdog
 
 threading.Thread(target=time.sleep, args=(60,)).start()
 watchdog = Watchdog(Stop(), 1, ending_urged=1.0)

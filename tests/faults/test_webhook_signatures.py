@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.lune import signatures
-from harvester.lune.signatures import NotGenuineError, verify
+from harvester.lune import webhooks as signatures
+from harvester.lune.webhooks import NotGenuineError, verify
 from tests.acceptance.harness import Home
 from tests.faults.catalogue import fault
 from tests.faults.hooks import SECRET, body_of, desk, event, header, mac

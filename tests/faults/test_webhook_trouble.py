@@ -17,7 +17,7 @@ import pytest
 from harvester.app import now
 from harvester.domain.records import EVERYTHING
 from harvester.sandbox import Sandbox, SandboxOptions
-from harvester.web import webhook
+from harvester.web import lune_webhook as webhook
 from tests.acceptance.harness import Home, Running, until
 from tests.faults.catalogue import fault
 from tests.faults.disks import fill, query, small_disk

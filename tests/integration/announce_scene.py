@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester.announcement.http import HttpSender
-from harvester.announcement.secrets import make_secret
-from harvester.domain import announcing
+from harvester.config.secrets import Secret
+from harvester.context import Stop
+from harvester.domain import deliveries as announcing
 from harvester.domain.events import EventFilter
-from harvester.harvest.announce import Announcer
-from harvester.harvest.stopping import Stop
+from harvester.events.dispatch import Announcer
+from harvester.events.http import HttpSender
+from harvester.events.signing import make_secret
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.outbox import SqlOutbox, list_events
 from harvester.ledger.sql import SqlLedger
-from harvester.secret import Secret
 from tests.contract.ledger_cases import NOW, Kept, order
 from tests.integration.receiver import Receiver
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from harvester.domain.cadence import Cadence
 from harvester.domain.orders import Account
 from harvester.domain.purchases import Purchase, by_mass
-from harvester.harvest.place import Placed, Placer
-from harvester.ledger.engine import Database
+from harvester.domain.schedule import Cadence
+from harvester.harvest.purchase import Placed, Placer
+from harvester.ledger.database import Database
 from harvester.ledger.queries import OrderDetail, find_orders
 from harvester.ledger.sql import SqlLedger
 from harvester.lune import LuneClient

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from harvester.app import Harvest, open_harvest
-from harvester.harvest.stopping import Stop
+from harvester.config.settings import Settings
+from harvester.context import Stop
 from harvester.sandbox import Sandbox, SandboxOptions
-from harvester.settings import Settings
 
 OpenHarvest = Callable[..., AbstractAsyncContextManager[Harvest]]
 

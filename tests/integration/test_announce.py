@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import structlog
 
-from harvester.domain import announcing
-from harvester.domain.announcing import NotTaken
+from harvester.domain import deliveries as announcing
+from harvester.domain.deliveries import NotTaken
 from harvester.domain.events import Event, EventFilter
-from harvester.harvest.announce import Announcer
+from harvester.events.dispatch import Announcer
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.outbox import SqlOutbox, list_events
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, order
 from tests.integration.announce_scene import Scene

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from harvester.app import Harvest, open_dry_harvest, open_harvest
-from harvester.harvest.stopping import Stop
+from harvester.config.settings import Settings
+from harvester.context import Stop
 from harvester.ledger.events import read_events
 from harvester.sandbox import Sandbox
-from harvester.settings import Settings
 from tests.integration.conftest import settings_for
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from harvester.announcement.command import CommandHook
-from harvester.configuration import NOT_SETTINGS
-from harvester.domain.announcing import NotTaken
+from harvester.config.load import NOT_SETTINGS
+from harvester.domain.deliveries import NotTaken
 from harvester.domain.events import EVENT_VARIABLES, Event, cloud_event
+from harvester.events.command import CommandHook
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 STORED: dict[str, Any] = {

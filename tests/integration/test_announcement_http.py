@@ -16,12 +16,12 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from harvester.announcement.http import HttpSender
-from harvester.announcement.secrets import make_secret, read_signer
-from harvester.domain.announcing import NotTaken
+from harvester.config.secrets import Secret
+from harvester.domain.deliveries import NotTaken
 from harvester.domain.errors import ConfigurationError
 from harvester.domain.events import Event, cloud_event, event_text
-from harvester.secret import Secret
+from harvester.events.http import HttpSender
+from harvester.events.signing import make_secret, read_signer
 from tests.integration.raw_server import raw_server
 from tests.integration.receiver import Receiver, receiving
 

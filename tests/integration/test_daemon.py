@@ -12,14 +12,14 @@ import pytest
 import structlog
 
 from harvester.app import Harvest, now
-from harvester.domain.cadence import Cadence
+from harvester.context import Stop
 from harvester.domain.errors import LedgerUnavailable
-from harvester.harvest.daemon import Daemon, _Every
+from harvester.domain.schedule import Cadence
 from harvester.harvest.reports import CollectReport, SweepReport
-from harvester.harvest.stopping import Stop
 from harvester.ledger.queries import summarise
+from harvester.runtime.daemon import Daemon, _Every
+from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox
-from harvester.service import serve
 from tests.integration.conftest import OpenHarvest
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)

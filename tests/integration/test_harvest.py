@@ -13,8 +13,8 @@ from harvester.app import Harvest, now
 from harvester.domain.errors import ConfigurationError, KeyRefused
 from harvester.domain.records import EVERYTHING, OrderFilter
 from harvester.harvest.collect import Collector
-from harvester.harvest.drain import DrainReport
 from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, stream_orders
+from harvester.runtime.drain import DrainReport
 from harvester.sandbox import Sandbox
 from tests.integration.conftest import OpenHarvest
 
@@ -372,7 +372,7 @@ async def test_a_key_of_the_other_mode_is_refused(sandbox: Sandbox, opened: Open
 async def _turn_live(connection: AsyncConnection) -> None:
     from sqlalchemy import update
 
-    from harvester.ledger.tables import accounts
+    from harvester.ledger.schema import accounts
 
     await connection.execute(update(accounts).values(mode="live"))
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
 from harvester.ledger.audit import contradictions
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.queries import stream_orders
 from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, Kept, order, stored

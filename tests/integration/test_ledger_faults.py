@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from harvester.domain.errors import LedgerUnavailable
 from harvester.domain.orders import Account
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.sql import SqlLedger
 from tests.needs import cannot
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged
-from harvester.ledger.lock import LedgerLock
-from harvester.ledger.place import (
+from harvester.ledger.location import (
     identity,
     is_shared,
     kind_of_disk,
@@ -16,6 +15,7 @@ from harvester.ledger.place import (
     refuse_shared_disk,
     require_same,
 )
+from harvester.ledger.lock import LedgerLock
 from tests.faults.disks import small_disk
 from tests.faults.network_disk import network_disk
 

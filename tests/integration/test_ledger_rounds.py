@@ -13,16 +13,16 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from harvester.context import Stop
 from harvester.domain.orders import Account, Order, OrderPage
 from harvester.domain.ports import Lune
 from harvester.domain.records import EVERYTHING
-from harvester.domain.urgency import Urgency
-from harvester.harvest.stopping import Stop
 from harvester.harvest.sweep import Sweep
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.queries import summarise
 from harvester.ledger.sql import SqlLedger
+from harvester.lune.priority import Urgency
 from tests.contract.ledger_cases import ACCOUNT, CADENCE, CLIENT, DAY, FAR, HOUR, NOW, Kept, order
 
 LATER = NOW + DAY

@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.queries import stream_orders
+from harvester.ledger.schema import metadata
 from harvester.ledger.sql import SqlLedger
-from harvester.ledger.tables import metadata
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, Kept, order, stored
 
 

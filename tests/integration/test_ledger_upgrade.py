@@ -27,7 +27,7 @@ import harvester
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
 from harvester.ledger.audit import contradictions
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, NOW, Kept, order
 from tests.needs import cannot

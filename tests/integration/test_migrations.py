@@ -17,9 +17,9 @@ from sqlalchemy.dialects.sqlite import dialect
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
+from harvester.ledger.schema import metadata
 from harvester.ledger.sql import SqlLedger
-from harvester.ledger.tables import metadata
 from tests.contract.ledger_cases import ACCOUNT, NOW, Kept, order
 
 

@@ -12,9 +12,9 @@ import pytest
 from harvester.domain import errors
 from harvester.domain.errors import KeyTaken, OutcomeUnknown
 from harvester.domain.purchases import by_mass, by_value
-from harvester.harvest.place import Placed
+from harvester.harvest.purchase import Placed
 from harvester.ledger import migrate
-from harvester.ledger.engine import Database
+from harvester.ledger.database import Database
 from harvester.ledger.sql import SqlLedger
 from harvester.lune import Deadlines, LuneClient, Pacer
 from tests.integration.buyer import MASS, Buyer

@@ -9,8 +9,8 @@ import pytest
 from harvester.app import now
 from harvester.domain.purchases import Purchase, by_estimate, by_mass, by_value
 from harvester.ledger.queries import find_orders
+from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox
-from harvester.service import serve
 from tests.integration.conftest import OpenHarvest
 
 MASS = by_mass("259.11", "kg")

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from harvester.context import Stop
 from harvester.domain.errors import LedgerUnavailable
-from harvester.harvest.daemon import Daemon
-from harvester.harvest.stopping import Stop
-from harvester.harvest.watch import StepHangsError
-from harvester.supervision import Reports, Supervisor, standing
+from harvester.runtime.daemon import Daemon
+from harvester.runtime.liveness import StepHangsError
+from harvester.runtime.systemd import Reports, Supervisor, standing
 from tests.integration.test_daemon import Steps, daemon_of
 
 

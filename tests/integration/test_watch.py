@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from harvester.context import Stop
 from harvester.harvest.reports import CollectReport
-from harvester.harvest.stopping import Stop
-from harvester.harvest.watch import Watch
+from harvester.runtime.liveness import Watch
 from tests.integration.test_daemon import Steps, daemon_of, until
 
 

@@ -19,11 +19,11 @@ from harvester.app import now
 from harvester.domain.errors import KeyRefused, NotFound
 from harvester.domain.events import EventFilter
 from harvester.ledger.events import read_events
-from harvester.ledger.figures import last_sweep
 from harvester.ledger.outbox import SqlOutbox, backlogs
+from harvester.ledger.statistics import last_sweep
 from harvester.lune.outcomes import Outcomes
+from harvester.runtime.service import metrics_of
 from harvester.sandbox import Sandbox
-from harvester.service import metrics_of
 from tests.integration.conftest import OpenHarvest
 from tests.integration.web_service import Service, serving
 from tests.needs import need

@@ -13,10 +13,10 @@ import aiohttp
 import structlog
 
 from harvester.app import Harvest, open_harvest
-from harvester.harvest.stopping import Stop
+from harvester.config.settings import Settings
+from harvester.context import Stop
+from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox
-from harvester.service import serve
-from harvester.settings import Settings
 from tests.integration.conftest import settings_for
 
 TOKEN = "a-token-for-tests"

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.domain.announcing import HORIZON, next_try, rest_until
+from harvester.domain.deliveries import HORIZON, next_try, rest_until
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.domain.cadence import (
+from harvester.domain.lifecycle import PAID, STATUSES
+from harvester.domain.orders import CertificateState
+from harvester.domain.schedule import (
     WEIGHTS,
     WORTH,
     Cadence,
@@ -22,8 +24,6 @@ from harvester.domain.cadence import (
     state_while_missing,
     worth_within,
 )
-from harvester.domain.lifecycle import PAID, STATUSES
-from harvester.domain.orders import CertificateState
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from harvester.configuration import SECRETS, load
-from harvester.settings import Settings
-from harvester.subscriptions import HookSettings, ReceiverSettings
+from harvester.config.load import SECRETS, load
+from harvester.config.receivers import HookSettings, ReceiverSettings
+from harvester.config.settings import Settings
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 KEYS = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harvester.durations import parse_duration
+from harvester.config.types import parse_duration
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.archive.layout import DEFAULT_LAYOUT, Layout, is_layout_folder, split_key
+from harvester.domain.certificate_names import DEFAULT_LAYOUT, Layout, is_layout_folder, split_key
 from harvester.domain.errors import ConfigurationError
 
 JANUARY = datetime(2026, 1, 9, 23, 30, tzinfo=UTC)

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from harvester.domain.urgency import Urgency
-from harvester.lune.pacing import Pacer
+from harvester.lune.priority import Urgency
+from harvester.lune.rate_limiter import Pacer
 
 
 class FakeTime:

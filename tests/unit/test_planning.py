@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.domain.planning import PAGE_SIZE, Plan, plan_account
+from harvester.domain.polling import PAGE_SIZE, Plan, plan_account
 
 sizes = st.integers(min_value=1, max_value=9)
 near = st.lists(st.integers(min_value=0, max_value=60), max_size=30, unique=True)

@@ -11,10 +11,10 @@ from unittest.mock import AsyncMock
 import pytest
 
 from harvester.app import Harvest
-from harvester.cli.reload import Reload
-from harvester.configuration import load
-from harvester.settings import Settings
-from harvester.supervision import NOBODY
+from harvester.config.load import load
+from harvester.config.settings import Settings
+from harvester.runtime.reload import Reload
+from harvester.runtime.systemd import NOBODY
 
 
 @pytest.mark.parametrize("early", [False, True])

@@ -16,7 +16,7 @@ from harvester.domain.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from harvester.lune.answers import AnswerTooLarge
+from harvester.lune.responses import AnswerTooLarge
 from harvester.lune.retry import Retries, StaleConnection, parse_retry_after
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT

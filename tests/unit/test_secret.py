@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from harvester.config.secrets import Secret
 from harvester.domain.errors import ConfigurationError
-from harvester.secret import Secret
 
 KEY = "sk_live_Canary-0123456789"
 

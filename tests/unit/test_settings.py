@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harvester.configuration import find_config, load
-from harvester.domain.cadence import WEIGHTS
+from harvester.config.load import find_config, load
+from harvester.config.settings import Settings
 from harvester.domain.errors import ConfigurationError
-from harvester.settings import Settings
+from harvester.domain.schedule import WEIGHTS
 
 CANARY = "sk_live_Canary"
 

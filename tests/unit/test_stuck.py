@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from harvester.domain.cadence import Stay
+from harvester.domain.schedule import Stay
 from harvester.domain.stuck import ENOUGH, Basis, bounds
 
 HOUR = 3600.0

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from harvester.domain.explain import waits_for
 from harvester.domain.lifecycle import STATUSES, TERMINAL
-from harvester.domain.waiting import waits_for
 
 
 @pytest.mark.parametrize(

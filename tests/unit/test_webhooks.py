@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from harvester.cli.subscription import compare
-from harvester.domain.cadence import Cadence
-from harvester.domain.webhooks import (
+from harvester.domain.lune_events import (
     Announcements,
     Hint,
     Subscription,
     is_answered,
     next_look_at_hint,
 )
+from harvester.domain.schedule import Cadence
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 URL = "https://hooks.example/webhooks/lune"

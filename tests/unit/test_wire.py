@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.domain.orders import Order, SetAside
-from harvester.lune.payload import PayloadError, load
-from harvester.lune.wire import (
+from harvester.lune.parsing import (
     order_or_set_aside,
     read_account,
     read_account_page,
     read_order,
     read_order_page,
 )
+from harvester.lune.payload import PayloadError, load
 
 ORDER: dict[str, Any] = {
     "id": "VfdoQ0PZjGMzvYO46lNA6kbgN1eOJx9B",
