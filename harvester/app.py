@@ -5,100 +5,103 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
-from prometheus_client import Histogram
 
 from harvester import __version__
 from harvester.archive.directory import DirectoryArchive
 from harvester.archive.durable import make_root
-from harvester.archive.pdf import check_pdf
 from harvester.config.settings import Settings
-from harvester.context import Stop
-from harvester.domain.certificate_names import Layout
+from harvester.context import Context, Limits, Stop
+from harvester.domain.certificate_names import CertificateNames
 from harvester.domain.errors import LedgerUnavailable, StorageUnavailable
-from harvester.domain.schedule import Cadence
-from harvester.events.dispatch import Announcer
-from harvester.events.receivers import open_announcer
+from harvester.domain.schedule import Schedule
+from harvester.events.dispatch import Dispatcher
+from harvester.events.receivers import make_receivers
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
-from harvester.harvest.purchase import Placer
-from harvester.harvest.stuck import StuckWatch
+from harvester.harvest.filing import Filing
+from harvester.harvest.purchase import Purchaser
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracker
 from harvester.ledger import migrate
+from harvester.ledger.certificates import has_certificates
+from harvester.ledger.database import Database
 from harvester.ledger.lock import LedgerLock
-from harvester.ledger.sql import SqlLedger
-from harvester.lune import Deadlines, LuneClient, Pacer
-from harvester.lune.webhook_client import WebhookClient
-from harvester.runtime.drain import Drain, DrainReport
-from harvester.web.metrics import MeasuredDatabase, MeasuredSweep, sweep_seconds
+from harvester.lune import ClientOptions, LuneClient, RateLimiter
 
 log = structlog.get_logger()
 
-_SHARE_OF_LOOKS = 0.5
-"""How much of the rate looks at open orders may use; certificates and listings have the rest."""
+_SHARE_OF_CHECKS = 0.5
+"""How much of the rate checks of open orders may use; certificates and listings have the rest."""
 
 
-def now() -> datetime:
-    """Return the instant it is, UTC."""
-    return datetime.now(UTC)
+class App:
+    """Everything a harvest needs, wired; :func:`open_app` makes one and opens it.
 
+    ``accounts`` stand in for the configured ones, ``options`` for the client's.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Harvest:
-    """Everything a harvest needs, open and wired; see :func:`open_harvest`."""
-
-    settings: Settings
-    cadence: Cadence
-    database: MeasuredDatabase
-    ledger: SqlLedger
-    archive: DirectoryArchive
-    lune: LuneClient
-    pacer: Pacer
-    book: AccountBook
-    sweep: Sweep
-    sweep_seconds: Histogram
-    collector: Collector
-    tracker: Tracker
-    placer: Placer
-    announcer: Announcer
-    stop: Stop
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        context: Context,
+        accounts: Sequence[str] = (),
+        options: ClientOptions | None = None,
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.context = context
+        self.rate_limiter = RateLimiter(settings.lune.rate_limit)
+        self.lune = make_client(settings, self.rate_limiter, options)
+        self.archive = DirectoryArchive(settings.storage.path)
+        followed = accounts or settings.lune.accounts
+        self.accounts = AccountBook(self.lune, database, followed, context)
+        self.sweep = Sweep(self.lune, database, context)
+        names = CertificateNames(settings.storage.layout)
+        filing = Filing(database, self.archive, names, context)
+        self.collector = Collector(self.lune, database, filing, context)
+        self.tracker = Tracker(self.lune, database, self.accounts, context)
+        self.purchaser = Purchaser(self.lune, database, context)
+        receivers = make_receivers(settings.events, self.archive.locate, context.clock)
+        self.dispatcher = Dispatcher(database, receivers, context)
 
     @property
-    def stuck(self) -> StuckWatch:
-        """What tells of orders that do not move."""
-        return StuckWatch(self.ledger, self.settings.harvest.stuck, now)
-
     def requests(self) -> int:
-        """Return how many requests went to Lune so far."""
-        return self.pacer.requests
+        """How many requests went to Lune so far."""
+        return self.rate_limiter.requests
 
-    def drain(
-        self, *, dry_run: bool = False, progress: Callable[[DrainReport], None] = lambda _: None
-    ) -> Drain:
-        """Make the one-shot; a dry run fetches no certificates."""
-        return Drain(
-            ledger=self.ledger,
-            book=self.book,
-            sweep=self.sweep,
-            collector=None if dry_run else self.collector,
-            placer=None if dry_run else self.placer,
-            announcer=None if dry_run else self.announcer,
-            stuck=None if dry_run else self.stuck,
-            clock=now,
-            requests=self.requests,
-            stop=self.stop,
-            progress=progress,
-        )
+    @property
+    def takes_webhooks(self) -> bool:
+        """Whether Lune's webhooks are taken: a secret for them is configured."""
+        return self.settings.webhook_secrets is not None
+
+    async def close(self) -> None:
+        """Close what the parts have open, but for the database. Idempotent."""
+        await self.lune.close()
+        await self.dispatcher.close()
+        await self.archive.close()
+
+
+def make_client(
+    settings: Settings,
+    rate_limiter: RateLimiter | None = None,
+    options: ClientOptions | None = None,
+) -> LuneClient:
+    """Make a client of the configuration's; alone, it asks Lune something without a ledger."""
+    rate_limiter = rate_limiter or RateLimiter(settings.lune.rate_limit)
+    options = replace(options or ClientOptions(), user_agent=f"lune-harvester/{__version__}")
+    return LuneClient(settings.lune.base_url, settings.api_key.read, rate_limiter, options)
 
 
 @asynccontextmanager
-async def open_ledger(settings: Settings, command: str) -> AsyncIterator[MeasuredDatabase]:
+async def open_ledger(
+    settings: Settings, command: str, observe_write: Callable[[float], object] = lambda _: None
+) -> AsyncIterator[Database]:
     """Hold the ledger for writing: locked, migrated, open. ``LedgerHeld`` when another does."""
     path = settings.database.path
     try:
@@ -108,147 +111,92 @@ async def open_ledger(settings: Settings, command: str) -> AsyncIterator[Measure
     with LedgerLock(path, command):
         before, backup = await asyncio.to_thread(migrate.upgrade, path)
         if before is None:
-            log.info("ledger made", ledger=str(path), schema=migrate.HEAD)
-        elif before != migrate.HEAD:
-            log.info("ledger upgraded", before=before, after=migrate.HEAD, backup=_text(backup))
-        async with _opened(path) as database:
+            log.info("ledger created", ledger=str(path), schema=migrate.head())
+        elif before != migrate.head():
+            kept = None if backup is None else str(backup)
+            log.info("ledger upgraded", before=before, after=migrate.head(), backup=kept)
+        async with _opened(path, observe_write) as database:
             yield database
 
 
-def open_client(settings: Settings) -> LuneClient:
-    """Make the client alone, to ask Lune something without a ledger."""
-    return open_webhooks(settings)
-
-
-def open_webhooks(settings: Settings) -> WebhookClient:
-    """Make a client for what is set up at Lune."""
-    pacer = Pacer(settings.lune.rate_limit)
-    agent = f"lune-harvester/{__version__}"
-    return WebhookClient(settings.lune.base_url, settings.api_key.read, pacer, user_agent=agent)
-
-
 @asynccontextmanager
-async def open_harvest(
+async def open_app(
     settings: Settings,
     stop: Stop,
     command: str,
     accounts: Sequence[str] = (),
     *,
-    deadlines: Deadlines | None = None,
-) -> AsyncIterator[Harvest]:
-    """Open everything for a harvest; ``accounts`` stand in for the configured ones."""
+    options: ClientOptions | None = None,
+    limits: Limits | None = None,
+) -> AsyncIterator[App]:
+    """Open everything for a harvest; see :class:`App`."""
     settings.api_key.read()  # a missing or unreadable key is found before anything is written
-    async with (
-        open_ledger(settings, command) as database,
-        _wired(settings, database, stop, accounts, deadlines) as harvest,
-    ):
-        await _prepare_archive(harvest)
-        await harvest.announcer.begin()
-        yield harvest
+    context = _context(settings, stop, limits or Limits())
+    observe_write = context.measurements.ledger_writes.observe
+    async with open_ledger(settings, command, observe_write) as database:
+        app = App(settings, database, context, accounts, options)
+        try:
+            await app.lune.open()
+            await _prepare_archive(app)
+            await app.dispatcher.register()
+            yield app
+        finally:
+            await app.close()
 
 
 @asynccontextmanager
-async def open_dry_harvest(
+async def open_dry_app(
     settings: Settings, stop: Stop, accounts: Sequence[str] = ()
-) -> AsyncIterator[Harvest]:
+) -> AsyncIterator[App]:
     """Open a harvest on a throw-away copy of the ledger: Lune is asked, nothing of ours written."""
+    context = _context(settings, stop, Limits())
     with TemporaryDirectory(prefix="harvester-dry-run-") as folder:
         copy = Path(folder) / "ledger.db"
         if migrate.current(settings.database.path) is not None:
             await asyncio.to_thread(migrate.backup, settings.database.path, copy)
         await asyncio.to_thread(migrate.upgrade, copy)
-        async with _opened(copy) as database, _wired(settings, database, stop, accounts) as harvest:
-            yield harvest
+        async with _opened(copy) as database:
+            app = App(settings, database, context, accounts)
+            try:
+                await app.lune.open()
+                yield app
+            finally:
+                await app.close()
+
+
+def _context(settings: Settings, stop: Stop, limits: Limits) -> Context:
+    harvest = settings.harvest
+    schedule = Schedule(
+        harvest.sweep_interval,
+        harvest.longest_interval,
+        harvest.interim,
+        harvest.weights,
+        request_budget=settings.lune.rate_limit * _SHARE_OF_CHECKS,
+    )
+    return Context(schedule, stop, limits=limits)
 
 
 @asynccontextmanager
-async def _opened(path: Path) -> AsyncIterator[MeasuredDatabase]:
-    database = MeasuredDatabase(path)
+async def _opened(
+    path: Path, observe_write: Callable[[float], object] = lambda _: None
+) -> AsyncIterator[Database]:
+    database = Database(path, observe_write=observe_write)
     try:
         yield database
     finally:
         await database.close()
 
 
-@asynccontextmanager
-async def _wired(
-    settings: Settings,
-    database: MeasuredDatabase,
-    stop: Stop,
-    accounts: Sequence[str],
-    deadlines: Deadlines | None = None,
-) -> AsyncIterator[Harvest]:
-    often = settings.harvest
-    cadence = Cadence(often.sweep_interval, often.longest_interval, often.interim, often.weights)
-    ledger = SqlLedger(database)
-    archive = DirectoryArchive(settings.storage.path)
-    pacer = Pacer(settings.lune.rate_limit)
-    layout = Layout(settings.storage.layout)
-    key = settings.api_key
-    seconds = sweep_seconds()
-    lune = LuneClient(
-        settings.lune.base_url,
-        key.read,
-        pacer,
-        deadlines=deadlines,
-        user_agent=f"lune-harvester/{__version__}",
-    )
-    book = AccountBook(lune, ledger, accounts or settings.lune.accounts, cadence, now)
-    try:
-        announcing = open_announcer(settings.events, database, archive.path, now, stop)
-        async with lune, announcing as announcer:
-            yield Harvest(
-                settings=settings,
-                cadence=cadence,
-                database=database,
-                ledger=ledger,
-                archive=archive,
-                lune=lune,
-                pacer=pacer,
-                book=book,
-                sweep=MeasuredSweep(
-                    seconds,
-                    lune,
-                    ledger,
-                    cadence,
-                    now,
-                    stop,
-                    budget=pacer.rate * _SHARE_OF_LOOKS,
-                ),
-                sweep_seconds=seconds,
-                collector=Collector(
-                    lune,
-                    ledger,
-                    archive,
-                    name=layout.key,
-                    check=check_pdf,
-                    cadence=cadence,
-                    clock=now,
-                    stop=stop,
-                ),
-                tracker=Tracker(lune, ledger, book, cadence, now),
-                placer=Placer(lune, ledger, cadence, now),
-                announcer=announcer,
-                stop=stop,
-            )
-    finally:
-        await archive.close()
-
-
-async def _prepare_archive(harvest: Harvest) -> None:
+async def _prepare_archive(app: App) -> None:
     """Make the archive ready; one that is gone leaves the tracking of orders to go on."""
-    stored = await harvest.ledger.has_certificates()
+    stored = await has_certificates(app.database)
     try:
-        # A folder that vanished under filed certificates is not made anew: an archive that is
+        # A folder that vanished under stored certificates is not made anew: an archive that is
         # not mounted would be filled beside itself.
-        await harvest.archive.prepare(create=not stored)
-        swept = await harvest.archive.sweep_temporaries()
+        await app.archive.prepare(create=not stored)
+        removed = await app.archive.remove_temporaries()
     except StorageUnavailable as error:
-        log.warning("archive is not ready", reason=str(error))
+        log.warning("archive not ready", reason=str(error))
         return
-    if swept:
-        log.info("temporaries swept", files=swept)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    if removed:
+        log.info("temporary files removed", files=removed)

@@ -95,13 +95,13 @@ class _Steps:
 
     def rebuild(self) -> None:
         with self._proof.step("rebuild a lost ledger from Lune and the archive"):
-            adopted, filed = self._machine.adopted(), self._machine.filed()
+            adopted, filed = self._machine.recovered(), self._machine.filed()
             told = self._follow("Rebuild a lost ledger")
             if "holds certificates" not in told:
                 fail(f"doctor does not say that certificates are there:\n{told}")
             after = self._machine.settle(ORDERS)
             same(self._recorded, after, *_OF_LUNE)
-            adopted, filed = self._machine.adopted() - adopted, self._machine.filed() - filed
+            adopted, filed = self._machine.recovered() - adopted, self._machine.filed() - filed
             self._proof.seen = f"{adopted} taken over, {filed} downloaded"
             if filed or adopted != len(self._machine.certificates()):
                 fail(self._proof.seen)

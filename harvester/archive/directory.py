@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -25,30 +26,42 @@ from harvester.archive.durable import (
     sync_upwards,
 )
 from harvester.archive.quarantine import keep_rejected, move_changed
-from harvester.domain.certificate_names import QUARANTINE, is_layout_folder, split_key
+from harvester.domain.certificate_names import QUARANTINE, is_layout_folder, split_path
 from harvester.domain.errors import StorageUnavailable
 from harvester.domain.orders import StoredFile
 
 _THREADS = 2
+_PIECE = 256 * 1024
 _PROBE = ".probe"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class DirectoryArchive:
-    """An archive in the folder ``root`` of a local disk; the port is ``ports.Archive``.
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file to be stored: path below the root, bytes, and their SHA-256 where it is known."""
 
-    All file work runs in two threads of its own: a disk that takes seconds for an fsync holds up
-    neither the event loop nor the name look-ups in the loop's default threads. A cancelled call
-    goes on in its thread to its end, so it leaves a whole file or nothing. Call ``prepare`` first
-    and ``close`` last. Keys that are not ``Layout`` keys are a ValueError; every fault of the disk
-    is ``StorageUnavailable``.
+    path: str
+    data: bytes = field(repr=False)
+    sha256: str = ""
+
+
+class DirectoryArchive:
+    """An archive in the folder ``root`` of a local disk: whole files under names that never change.
+
+    All file work runs in threads of its own: a disk that takes seconds for an fsync holds up
+    neither the event loop nor the name look-ups in the loop's default threads; who reads stored
+    files has other threads than who stores. A cancelled call goes on in its thread to its end, so
+    it leaves a whole file or nothing. Call ``prepare`` first and ``close`` last. Paths are relative
+    to the root, as ``CertificateNames`` makes them; others are a ValueError. Every fault of the
+    disk is ``StorageUnavailable``.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self._device: int | None = None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="archive")
+        self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="reading")
 
     async def prepare(self, *, create: bool) -> None:
         """Set the folder up; a missing one is made, mode 0700, only with ``create``.
@@ -58,15 +71,19 @@ class DirectoryArchive:
         """
         await self._in_thread(self._prepare, create)
 
-    async def put(self, key: str, data: bytes) -> StoredFile | None:
-        """Store bytes under a key, durably; None when the key holds other bytes already."""
-        (stored,) = await self.put_all([(key, data)])
+    async def put(self, path: str, data: bytes) -> StoredFile | None:
+        """Store bytes under a path, durably; None when other bytes lie there already.
+
+        Idempotent: the same bytes under the same path are found, made durable and returned. Returns
+        only once the file survives a power cut.
+        """
+        (stored,) = await self.put_all([NewFile(path, data)])
         if isinstance(stored, StorageUnavailable):
             raise stored
         return stored
 
     async def put_all(
-        self, files: Sequence[tuple[str, bytes]]
+        self, files: Sequence[NewFile]
     ) -> list[StoredFile | StorageUnavailable | None]:
         """Store several files as ``put`` does; those in one folder share its fsync.
 
@@ -75,32 +92,52 @@ class DirectoryArchive:
         """
         return await self._in_thread(self._put_all, files)
 
-    async def existing(self, keys: Iterable[str]) -> set[str]:
-        """Return those keys that something lies under."""
-        return await self._in_thread(self._existing, list(keys))
+    async def existing(self, paths: Iterable[str]) -> set[str]:
+        """Return those paths that something lies under."""
+        return await self._in_thread(self._existing, list(paths))
 
-    async def read(self, key: str) -> bytes | None:
-        """Return the bytes under a key; None when there are none."""
-        return await self._in_thread(self._read, key)
+    async def read(self, path: str) -> bytes | None:
+        """Return the bytes under a path; None when there are none."""
+        return await self._in_thread(self._read, path)
 
-    async def digest(self, key: str) -> StoredFile | None:
-        """Return what the file under a key is now, hashed afresh; None when there is none."""
-        return await self._in_thread(self._digest, key)
+    async def digest(self, path: str) -> StoredFile | None:
+        """Return what the file under a path is now, hashed afresh; None when there is none."""
+        return await self._in_thread(self._digest, path)
+
+    @contextlib.asynccontextmanager
+    async def open(self, file: StoredFile) -> AsyncIterator[OpenCertificate | None]:
+        """Open a stored file while inside; None when it is missing or not what was stored.
+
+        It is hashed first, in constant memory.
+        """
+        opening = asyncio.get_running_loop().run_in_executor(self._readers, self._open, file)
+        try:
+            descriptor = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)  # the thread goes on to its end
+            raise
+        if descriptor is None:
+            yield None
+            return
+        try:
+            yield OpenCertificate(descriptor, self._readers)
+        finally:
+            os.close(descriptor)
 
     async def quarantine(self, name: str, data: bytes, reason: str) -> None:
         """Keep rejected bytes and the reason for inspection; best effort, never raises."""
         with contextlib.suppress(StorageUnavailable):
             await self._in_thread(self._quarantine, name, data, reason)
 
-    async def remove_to_quarantine(self, key: str, reason: str) -> Path | None:
+    async def remove_to_quarantine(self, path: str, reason: str) -> Path | None:
         """Move a file that is not what it should be out of the way, durably.
 
-        Returns where it went; None when there is none under the key.
+        Returns where it went; None when there is none under the path.
         """
-        return await self._in_thread(self._remove_to_quarantine, key, reason)
+        return await self._in_thread(self._remove_to_quarantine, path, reason)
 
-    async def keys(self) -> AsyncIterator[str]:
-        """Yield the key of every file, known or not, one folder at a time in order of names.
+    async def paths(self) -> AsyncIterator[str]:
+        """Yield the path of every file, known or not, one folder at a time in order of names.
 
         Hidden names, ``quarantine`` and folders no layout can name are skipped. A symbolic link
         is yielded like a file, since one does not belong there, and is not followed.
@@ -113,10 +150,10 @@ class DirectoryArchive:
             for name in sorted(files):
                 yield f"{folder}{name}"
 
-    async def sweep_temporaries(self) -> int:
+    async def remove_temporaries(self) -> int:
         """Remove what puts cut short by a crash left behind; return how many there were.
 
-        A put that is running elsewhere fails cleanly when its temporary is swept.
+        A put that is running elsewhere fails cleanly when its temporary is removed.
         """
         return await self._in_thread(self._sweep)
 
@@ -131,14 +168,15 @@ class DirectoryArchive:
         """Return how many bytes the disk still takes from this user."""
         return await self._in_thread(self._free_bytes)
 
-    def path(self, key: str) -> Path:
-        """Return the absolute path of a key, for showing."""
-        split_key(key)
-        return self._root / key
+    def locate(self, path: str) -> Path:
+        """Return the absolute path of a file, for showing."""
+        split_path(path)
+        return self._root / path
 
     async def close(self) -> None:
         """Wait for running work and end the threads. Idempotent."""
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._readers.shutdown)
 
     async def _in_thread(
         self, work: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
@@ -163,9 +201,7 @@ class DirectoryArchive:
             make_incoming(self._root)
             self._device = self._root.stat().st_dev
 
-    def _put_all(
-        self, files: Sequence[tuple[str, bytes]]
-    ) -> list[StoredFile | StorageUnavailable | None]:
+    def _put_all(self, files: Sequence[NewFile]) -> list[StoredFile | StorageUnavailable | None]:
         stored: list[StoredFile | StorageUnavailable | None] = []
         chains: dict[tuple[str, ...], list[int]] = {}
         with (
@@ -173,9 +209,9 @@ class DirectoryArchive:
             open_root(self._root) as archive,
             contextlib.ExitStack() as temporaries,
         ):
-            for key, data in files:
+            for file in files:
                 try:
-                    stored.append(self._link(archive, chains, temporaries, key, data))
+                    stored.append(self._link(archive, chains, temporaries, file))
                 except StorageUnavailable as fault:
                     stored.append(fault)
             if any(isinstance(one, StoredFile) for one in stored):
@@ -187,53 +223,59 @@ class DirectoryArchive:
         archive: OpenRoot,
         chains: dict[tuple[str, ...], list[int]],
         temporaries: contextlib.ExitStack,
-        key: str,
-        data: bytes,
+        file: NewFile,
     ) -> StoredFile | None:
         """Give a synced file its final name; the folders in ``chains`` are still to be synced."""
-        folders, name = split_key(key)
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = self._root / key
-        with storage_faults("store", path):
-            temporary = temporaries.enter_context(staged(archive.incoming, data))
+        folders, name = split_path(file.path)
+        sha256 = file.sha256 or hashlib.sha256(file.data).hexdigest()
+        where = self._root / file.path
+        with storage_faults("store", where):
+            temporary = temporaries.enter_context(staged(archive.incoming, file.data))
             chain = chains.get(tuple(folders))
             if chain is None:
                 chain = chains[tuple(folders)] = archive.descend(folders, create=True)
             if not link_new(archive.incoming, temporary, chain[-1], name):
-                with open_file(chain[-1], name, path) as existing:
+                with open_file(chain[-1], name, where) as existing:
                     if hash_file(existing)[0] != sha256:
                         return None
                     # Who put it there may have been cut off before it was durable.
                     os.fsync(existing)
-        return StoredFile(key, sha256, len(data))
+        return StoredFile(file.path, sha256, len(file.data))
 
-    def _existing(self, keys: list[str]) -> set[str]:
+    def _existing(self, paths: list[str]) -> set[str]:
         found = set()
         with storage_faults("look into", self._root), open_root(self._root) as archive:
-            for folders, names in _by_folder(keys).items():
+            for folders, names in _by_folder(paths).items():
                 try:
                     folder = archive.descend(folders)[-1]
                 except FileNotFoundError:
                     continue
-                for key, name in names:
+                for path, name in names:
                     with contextlib.suppress(FileNotFoundError):
                         os.stat(name, dir_fd=folder, follow_symlinks=False)
-                        found.add(key)
+                        found.add(path)
         return found
 
-    def _read(self, key: str) -> bytes | None:
-        return self._look(key, _read_whole)
+    def _read(self, path: str) -> bytes | None:
+        return self._look(path, _read_whole)
 
-    def _digest(self, key: str) -> StoredFile | None:
-        found = self._look(key, hash_file)
-        return None if found is None else StoredFile(key, *found)
+    def _digest(self, path: str) -> StoredFile | None:
+        found = self._look(path, hash_file)
+        return None if found is None else StoredFile(path, *found)
 
-    def _look(self, key: str, at: Callable[[int], _T]) -> _T | None:
-        folders, name = split_key(key)
-        path = self._root / key
-        with storage_faults("read", path), open_root(self._root) as archive:
+    def _open(self, file: StoredFile) -> int | None:
+        def checked(descriptor: int) -> int | None:
+            is_as_stored = hash_file(descriptor) == (file.sha256, file.size)
+            return os.dup(descriptor) if is_as_stored else None
+
+        return self._look(file.path, checked)
+
+    def _look(self, path: str, at: Callable[[int], _T]) -> _T | None:
+        folders, name = split_path(path)
+        where = self._root / path
+        with storage_faults("read", where), open_root(self._root) as archive:
             try:
-                with open_file(archive.descend(folders)[-1], name, path) as descriptor:
+                with open_file(archive.descend(folders)[-1], name, where) as descriptor:
                     return at(descriptor)
             except FileNotFoundError:
                 return None
@@ -245,13 +287,13 @@ class DirectoryArchive:
         ):
             keep_rejected(archive, name, data, reason)
 
-    def _remove_to_quarantine(self, key: str, reason: str) -> Path | None:
-        folders, name = split_key(key)
-        path = self._root / key
-        with storage_faults("move to quarantine", path), open_root(self._root) as archive:
+    def _remove_to_quarantine(self, path: str, reason: str) -> Path | None:
+        folders, name = split_path(path)
+        where = self._root / path
+        with storage_faults("move to quarantine", where), open_root(self._root) as archive:
             try:
                 folder = archive.descend(folders)[-1]
-                with open_file(folder, name, path) as descriptor:
+                with open_file(folder, name, where) as descriptor:
                     sha256, _ = hash_file(descriptor)
             except FileNotFoundError:
                 return None
@@ -313,12 +355,33 @@ class DirectoryArchive:
         return disk.f_bavail * disk.f_frsize
 
 
-def _by_folder(keys: list[str]) -> dict[tuple[str, ...], list[tuple[str, str]]]:
-    """Return keys and names by the folders they lie in."""
+class OpenCertificate:
+    """A stored file that is open, and is what was stored."""
+
+    def __init__(self, descriptor: int, threads: ThreadPoolExecutor) -> None:
+        self._descriptor = descriptor
+        self._threads = threads
+
+    async def pieces(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Yield the bytes from ``start`` up to ``stop``, in pieces of 256 KiB."""
+        loop = asyncio.get_running_loop()
+        while start < stop:
+            size = min(_PIECE, stop - start)
+            piece = await loop.run_in_executor(
+                self._threads, os.pread, self._descriptor, size, start
+            )
+            if not piece:
+                return
+            start += len(piece)
+            yield piece
+
+
+def _by_folder(paths: list[str]) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+    """Return paths and names by the folders they lie in."""
     found: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    for key in keys:
-        folders, name = split_key(key)
-        found.setdefault(tuple(folders), []).append((key, name))
+    for path in paths:
+        folders, name = split_path(path)
+        found.setdefault(tuple(folders), []).append((path, name))
     return found
 
 
@@ -330,3 +393,11 @@ def _read_whole(descriptor: int) -> bytes:
 def _unlink_probe(archive: OpenRoot) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_PROBE, dir_fd=archive.root)
+
+
+def _close_opened(opening: asyncio.Future[int | None]) -> None:
+    if opening.cancelled() or opening.exception() is not None:
+        return
+    descriptor = opening.result()
+    if descriptor is not None:
+        os.close(descriptor)

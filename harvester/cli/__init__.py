@@ -10,7 +10,6 @@ import threading
 import click
 
 from harvester import __version__
-from harvester.cli.context import Context, pass_config
 from harvester.cli.db import db
 from harvester.cli.demo import demo
 from harvester.cli.doctor import doctor
@@ -18,9 +17,10 @@ from harvester.cli.events import events
 from harvester.cli.exits import EXIT_CODES, exit_code_of, explain
 from harvester.cli.follow import retry, track
 from harvester.cli.healthcheck import healthcheck
+from harvester.cli.invocation import Invocation, pass_invocation
 from harvester.cli.order import order, quote
 from harvester.cli.orders import export, orders, show
-from harvester.cli.process import heed_sigterm, occupy_standard_streams
+from harvester.cli.process import handle_sigterm, occupy_standard_streams
 from harvester.cli.run import run
 from harvester.cli.sandbox import command as sandbox
 from harvester.cli.status import status
@@ -35,8 +35,8 @@ _EPILOG = "Exit codes: " + " · ".join(f"{code} {text}" for code, text in EXIT_C
     epilog=_EPILOG,
 )
 @click.version_option(__version__, prog_name="harvester")
-@pass_config
-def cli(_context: Context) -> None:
+@pass_invocation
+def cli(_invocation: Invocation) -> None:
     """Follow carbon-credit orders at Lune and file their certificates.
 
     Start with `harvester demo`; then write a config.toml (see config.example.toml), check it with
@@ -71,7 +71,7 @@ def main() -> None:
     """Run the command line and end the process with a code of the table."""
     threading.excepthook = _end_with_a_thread
     occupy_standard_streams()
-    heed_sigterm()
+    handle_sigterm()
     try:
         cli.main(standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that went away is no fault

@@ -7,55 +7,55 @@ from pathlib import Path
 
 import click
 
-from harvester.cli.context import Context, command, pass_config
+from harvester.cli.invocation import Invocation, command, pass_invocation
 from harvester.cli.output import as_json, print_json
 
 
 @click.group("db", short_help="Upgrade, inspect and copy the ledger.")
-@pass_config
-def db(_context: Context) -> None:
+@pass_invocation
+def db(_invocation: Invocation) -> None:
     """Upgrade, inspect and copy the ledger."""
 
 
 @command("upgrade", "Make the ledger, or upgrade its schema.")
-def upgrade(context: Context) -> None:
+def upgrade(invocation: Invocation) -> None:
     """Make the ledger, or bring it to this release's schema; a backup is made first."""
     from harvester.app import open_ledger
     from harvester.ledger import migrate
 
-    context.configure_logs()
+    invocation.configure_logs()
 
     async def work() -> None:
-        async with open_ledger(context.settings, "db upgrade"):
-            click.echo(f"{context.settings.database.path}: schema {migrate.HEAD}")
+        async with open_ledger(invocation.settings, "db upgrade"):
+            click.echo(f"{invocation.settings.database.path}: schema {migrate.head()}")
 
     asyncio.run(work())
 
 
 @command("current", "Tell the schema of the ledger.")
 @as_json
-def current(context: Context, json_output: bool) -> None:
+def current(invocation: Invocation, json_output: bool) -> None:
     """Tell the ledger's schema and the one this release works with."""
     from harvester.ledger import migrate
 
-    path = context.settings.database.path
+    path = invocation.settings.database.path
     revision = migrate.current(path)
     if json_output:
-        print_json({"ledger": str(path), "schema": revision, "head": migrate.HEAD})
+        print_json({"ledger": str(path), "schema": revision, "head": migrate.head()})
     else:
-        click.echo(f"{path}: {revision or 'no ledger yet'} (this release: {migrate.HEAD})")
+        click.echo(f"{path}: {revision or 'no ledger yet'} (this release: {migrate.head()})")
 
 
 @command("backup", "Copy the ledger safely to FILE.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-def backup(context: Context, file: Path) -> None:
+def backup(invocation: Invocation, file: Path) -> None:
     """Copy the ledger to FILE, whole and durable, also while a daemon writes it."""
     from harvester.ledger import migrate
 
-    migrate.require_current(context.settings.database.path)
+    migrate.require_current(invocation.settings.database.path)
     if file.exists():
         raise click.UsageError(f"{file} exists already; name a new file")
-    migrate.backup(context.settings.database.path, file)
+    migrate.backup(invocation.settings.database.path, file)
     click.echo(f"{file}: {file.stat().st_size} bytes")
 
 

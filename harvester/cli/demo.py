@@ -20,17 +20,17 @@ from harvester.cli.exits import INTERRUPTED, UNFINISHED
 from harvester.cli.output import print_table
 
 if TYPE_CHECKING:
-    from harvester.app import Harvest
+    from harvester.app import App
     from harvester.config.settings import Settings
     from harvester.context import Stop
-    from harvester.ledger.queries import Summary
+    from harvester.ledger.statistics import Statistics
     from harvester.sandbox import Sandbox
 
 ORDERS = 24
 _FOLLOWED_SECONDS = 6.0
 """How long the longest of the simulated lives takes: weeks, in seconds a person watches."""
 
-_PATIENCE = 20.0
+_LONGEST_SECONDS = 20.0
 
 _CONFIG = """\
 # Written by `harvester demo`; the sandbox it speaks of ends with the demo.
@@ -76,9 +76,10 @@ def _fresh(folder: Path | None) -> Path:
 
 async def _demo(folder: Path) -> int:
     from harvester import logs
-    from harvester.app import open_harvest
+    from harvester.app import open_app
     from harvester.cli.run import listen_for_signals
     from harvester.context import Stop
+    from harvester.runtime.drain import Drain
     from harvester.sandbox import Sandbox, SandboxOptions
 
     stop = Stop()
@@ -89,15 +90,15 @@ async def _demo(folder: Path) -> int:
         with (folder / "harvester.log").open("w", encoding="utf-8") as log:
             logs.configure("info", "json", log)
             click.echo(f"A local Lune is up at {sandbox.base_url}, with {ORDERS} orders.")
-            async with open_harvest(settings, stop, "demo") as harvest:
-                report = await harvest.drain().run()
+            async with open_app(settings, stop, "demo") as app:
+                report = await Drain(app).run()
                 click.echo(
-                    f"Drain: {report.swept.seen} orders recorded, {report.collected.filed} "
-                    f"certificates filed, {report.requests} requests. Now its clock runs."
+                    f"Drain: {report.swept.seen} orders recorded, {report.collected.stored} "
+                    f"certificates stored, {report.requests} requests. Now its clock runs."
                 )
                 sandbox.clock.run_at(_speed(sandbox))
-                interrupted = await _follow(harvest, stop)
-                code = await _conclude(harvest, folder)
+                interrupted = await _follow(app, stop)
+                code = await _conclude(app, folder)
             logs.configure("error", "console")
     return INTERRUPTED if interrupted else code
 
@@ -127,29 +128,29 @@ def _speed(sandbox: Sandbox) -> float:
     return max(max(ends) - sandbox.clock.now(), 1.0) / _FOLLOWED_SECONDS
 
 
-async def _follow(harvest: Harvest, stop: Stop) -> bool:
+async def _follow(app: App, stop: Stop) -> bool:
     """Run the daemon until all is done; True when somebody interrupted it."""
-    from harvester.app import now
-    from harvester.ledger.queries import summarise
+    from harvester.ledger.statistics import read_statistics
     from harvester.runtime.service import serve
 
-    daemon = asyncio.create_task(serve(harvest), name="daemon")
-    deadline = time.monotonic() + _PATIENCE
+    daemon = asyncio.create_task(serve(app), name="daemon")
+    deadline = time.monotonic() + _LONGEST_SECONDS
     with _view() as show:
         while not daemon.done() and time.monotonic() < deadline:
-            state = await summarise(harvest.database, now())
+            async with app.database.read() as connection:
+                state = await read_statistics(connection, app.context.clock())
             show(state)
             if _is_over(state):
                 break
             await asyncio.wait({daemon}, timeout=0.2)
-    interrupted = stop.asked
+    interrupted = stop.requested
     if not interrupted:
         stop.request()
     await daemon
     return interrupted
 
 
-def _is_over(state: Summary) -> bool:
+def _is_over(state: Statistics) -> bool:
     from harvester.domain.lifecycle import is_open
 
     owed = {"owed", "failed"} & state.by_certificate.keys()
@@ -157,7 +158,7 @@ def _is_over(state: Summary) -> bool:
 
 
 @contextmanager
-def _view() -> Iterator[Callable[[Summary], None]]:
+def _view() -> Iterator[Callable[[Statistics], None]]:
     """Show the state as a live picture on a terminal, as a line a second elsewhere."""
     if not sys.stdout.isatty():
         lines = _Lines()
@@ -173,22 +174,22 @@ class _Lines:
     def __init__(self) -> None:
         self._last = 0.0
 
-    def show(self, state: Summary) -> None:
+    def show(self, state: Statistics) -> None:
         if _is_over(state) or time.monotonic() - self._last >= 1:
             self._last = time.monotonic()
             counts = ", ".join(f"{count} {status}" for status, count in _in_order(state))
             stored = state.by_certificate.get("stored", 0)
-            click.echo(f"{counts}; {stored} certificates filed")
+            click.echo(f"{counts}; {stored} certificates stored")
 
 
-def _in_order(state: Summary) -> list[tuple[str, int]]:
+def _in_order(state: Statistics) -> list[tuple[str, int]]:
     from harvester.domain.lifecycle import STATUSES
 
     known = [(status, state.by_status[status]) for status in STATUSES if status in state.by_status]
     return known + [one for one in state.by_status.items() if one[0] not in STATUSES]
 
 
-def _picture(state: Summary) -> Any:
+def _picture(state: Statistics) -> Any:
     from rich.table import Table
 
     from harvester.domain.lifecycle import STATUSES
@@ -197,37 +198,37 @@ def _picture(state: Summary) -> Any:
     total = max(sum(state.by_status.values()), 1)
     stored = state.by_certificate.get("stored", 0)
     rows = [(status, state.by_status.get(status, 0)) for status in STATUSES]
-    for name, count in [*rows, ("certificates filed", stored)]:
+    for name, count in [*rows, ("certificates stored", stored)]:
         bar = "█" * round(count / total * 40)
-        colour = "green" if name in {"complete", "certificates filed"} else "cyan"
+        colour = "green" if name in {"complete", "certificates stored"} else "cyan"
         table.add_row(name, str(count), f"[{colour}]{bar}[/]")
     return table
 
 
-async def _conclude(harvest: Harvest, folder: Path) -> int:
+async def _conclude(app: App, folder: Path) -> int:
     """Print what happened; 0 when every complete order has its certificate, whole."""
     from harvester.domain.lifecycle import COMPLETE
-    from harvester.harvest.verify import Verifier
+    from harvester.harvest.verify import verify_archive
     from harvester.ledger.queries import find_orders, stream_orders
 
     rows = []
     unfinished = 0
-    async for row in stream_orders(harvest.database):
-        (detail,) = await find_orders(harvest.database, row.id, row.account_id)
-        path = " > ".join(step.to_status for step in detail.transitions)
+    async for row in stream_orders(app.database):
+        (detail,) = await find_orders(app.database, row.id, row.account_id)
+        path = " > ".join(step.after for step in detail.transitions)
         stored = row.certificate
         unfinished += row.status == COMPLETE and stored is None
-        filed = "-" if stored is None else f"{stored.file.size} bytes"
-        rows.append((row.id, row.quantity, path, filed))
+        size = "-" if stored is None else f"{stored.file.size} bytes"
+        rows.append((row.id, row.quantity, path, size))
     click.echo()
     print_table(["order", "tonnes", "observed", "certificate"], rows)
-    verified = await Verifier(harvest.ledger, harvest.archive).run()
+    verified = await verify_archive(app.database, app.archive)
     click.echo()
     click.echo(
-        f"{len(rows)} orders followed, {verified.checked} certificates filed and verified "
-        f"({len(verified.discrepancies)} wrong), {harvest.requests()} requests."
+        f"{len(rows)} orders followed, {verified.checked} certificates stored and verified "
+        f"({len(verified.discrepancies)} wrong), {app.requests} requests."
     )
-    click.echo(f"The certificates are in {harvest.settings.storage.path}")
+    click.echo(f"The certificates are in {app.settings.storage.path}")
     look = shlex.join([sys.argv[0], "--config", str(folder / "config.toml"), "orders"])
     click.echo(f"Look around: {look}")
     return UNFINISHED if unfinished or verified.discrepancies else 0

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from harvester.cli.context import Context, command
 from harvester.cli.exits import CONFIGURATION, UNFINISHED, exit_code_of
+from harvester.cli.invocation import Invocation, command
 from harvester.cli.output import as_json, print_json, printable
 from harvester.cli.subscription import judge_webhooks
 
@@ -41,16 +41,16 @@ class Check:
 
 @command("doctor", "Check the set-up, line by line.")
 @as_json
-def doctor(context: Context, json_output: bool) -> None:
+def doctor(invocation: Invocation, json_output: bool) -> None:
     """Check the set-up: configuration, key, accounts, ledger, archive, clock, webhook.
 
     Exits 0 when all is well or only warnings were found, else with the code of the first failure.
     """
-    context.configure_logs("error")
+    invocation.configure_logs("error")
 
     async def work() -> list[Check]:
         found = []
-        async for check in _checks(context):
+        async for check in _checks(invocation):
             found.append(check)
             if not json_output:
                 _print(check)
@@ -70,9 +70,9 @@ def _print(check: Check) -> None:
     click.echo(f"{level} {check.subject}: {printable(check.text)}")
 
 
-async def _checks(context: Context) -> AsyncIterator[Check]:
-    where = context.config_path
-    settings = context.settings  # a wrong one ends here: exit 78, every wrong key by name
+async def _checks(invocation: Invocation) -> AsyncIterator[Check]:
+    where = invocation.config_path
+    settings = invocation.settings  # a wrong one ends here: exit 78, every wrong key by name
     yield Check(
         "configuration", "ok", f"{where}" if where else "none found: defaults and environment"
     )
@@ -101,11 +101,11 @@ def _secret_file(settings: Settings) -> Check:
 
 
 async def _lune(settings: Settings) -> AsyncIterator[Check]:
-    from harvester.app import open_client
+    from harvester.app import make_client
     from harvester.domain.errors import HarvesterError, KeyRefused
 
     try:
-        async with open_client(settings) as lune:
+        async with make_client(settings) as lune:
             own = await lune.fetch_own_account()
             yield Check("Lune", "ok", f"{settings.lune.base_url} accepts the {own.mode} key")
             mode = own.mode
@@ -143,14 +143,14 @@ async def _account(lune: LuneClient, own: Account, wanted: str) -> Check:
 async def _mode(settings: Settings, mode: str) -> Check:
     from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
+    from harvester.ledger.accounts import recorded_modes
     from harvester.ledger.database import open_reader
-    from harvester.ledger.sql import SqlLedger
 
     try:
-        if migrate.current(settings.database.path) != migrate.HEAD:
+        if migrate.current(settings.database.path) != migrate.head():
             return Check("mode", "ok", f"{mode}; the ledger holds no orders yet")
         async with open_reader(settings.database.path) as database:
-            seen = await SqlLedger(database).modes()
+            seen = await recorded_modes(database)
     except HarvesterError:
         return Check("mode", "warning", f"{mode}; the ledger, below, cannot be asked for its own")
     if seen and mode not in seen:
@@ -178,7 +178,7 @@ async def _ledger(settings: Settings) -> Check:
         revision = migrate.current(path)
         if revision is None:
             return await _future_ledger(path, settings.storage.path)
-        if revision != migrate.HEAD:
+        if revision != migrate.head():
             migrate.require_current(path)
         migrate.check_integrity(path)
     except HarvesterError as error:
@@ -206,7 +206,7 @@ async def _holds_certificates(path: Path) -> bool:
 
     archive = DirectoryArchive(path)
     try:
-        async for _ in archive.keys():
+        async for _ in archive.paths():
             return True
     except StorageUnavailable:
         pass  # there is none yet; what is wrong with one that is there has a line of its own
@@ -226,8 +226,8 @@ def _sqlite() -> Check:
 
 async def _future_archive(settings: Settings) -> Check:
     path = settings.storage.path
-    if await _is_filed(settings):
-        text = f"{path}: gone, and certificates were filed there; mount its disk or restore it"
+    if await _has_stored(settings):
+        text = f"{path}: gone, and certificates were stored there; mount its disk or restore it"
         return Check("archive", "fail", text, UNFINISHED)
     problem = _cannot_be_made(path)
     if problem is not None:
@@ -235,18 +235,18 @@ async def _future_archive(settings: Settings) -> Check:
     return Check("archive", "ok", f"{path}: none yet; `harvester run` makes it")
 
 
-async def _is_filed(settings: Settings) -> bool:
+async def _has_stored(settings: Settings) -> bool:
     """Tell whether certificates were ever stored; of a ledger that cannot be asked, take it so."""
     from harvester.domain.errors import HarvesterError
     from harvester.ledger import migrate
+    from harvester.ledger.certificates import has_certificates
     from harvester.ledger.database import open_reader
-    from harvester.ledger.sql import SqlLedger
 
     try:
-        if migrate.current(settings.database.path) != migrate.HEAD:
+        if migrate.current(settings.database.path) != migrate.head():
             return False
         async with open_reader(settings.database.path) as database:
-            return await SqlLedger(database).has_certificates()
+            return await has_certificates(database)
     except HarvesterError:
         return True
 
@@ -269,7 +269,7 @@ async def _archive(settings: Settings) -> AsyncIterator[Check]:
         if not settings.storage.path.exists():
             yield await _future_archive(settings)
             return
-        await archive.prepare(create=not await _is_filed(settings))
+        await archive.prepare(create=not await _has_stored(settings))
         await archive.probe()
         yield Check("archive", "ok", f"{settings.storage.path}: takes files durably")
         free = await archive.free_bytes()

@@ -8,10 +8,15 @@ from typing import Any
 
 import click
 
-from harvester.cli.context import Context, command
 from harvester.cli.exits import UNFINISHED
-from harvester.cli.handover import hand_over
+from harvester.cli.invocation import Invocation, command
 from harvester.cli.output import AccountId, as_json, notice, print_json, print_table
+
+_AT_ONCE = 100
+"""Orders that one request to the daemon names."""
+
+_TIMEOUT = 600.0
+"""Seconds: tracking takes a request for each order and account, at the configured rate."""
 
 
 @command("track", "Follow these orders, by id or key.")
@@ -25,18 +30,18 @@ from harvester.cli.output import AccountId, as_json, notice, print_json, print_t
 )
 @as_json
 def track(
-    context: Context,
+    invocation: Invocation,
     references: tuple[str, ...],
     by_key: bool,
     account: str | None,
     json_output: bool,
 ) -> None:
     """Follow these orders, whenever the listing would reach them; - reads ids from stdin."""
-    context.configure_logs("warning")
+    invocation.configure_logs("warning")
     wanted = _expanded(references)
     if not wanted:
         raise click.UsageError("no ids given")
-    found = asyncio.run(_track(context, wanted, by_key, account))
+    found = _track(invocation, wanted, by_key, account)
     if json_output:
         for one in found:
             print_json(one)
@@ -63,25 +68,36 @@ def _expanded(references: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-async def _track(
-    context: Context, references: list[str], by_key: bool, account: str | None
+def _track(
+    invocation: Invocation, references: list[str], by_key: bool, account: str | None
+) -> list[dict[str, Any]]:
+    """Have the daemon that runs follow the orders, some at a time, or do it ourselves."""
+    from harvester.web.local_socket import NoDaemonError, ask_daemon
+
+    ledger = invocation.settings.database.path
+    found: list[dict[str, Any]] = []
+    try:
+        for begin in range(0, len(references), _AT_ONCE):
+            some = references[begin : begin + _AT_ONCE]
+            body = {"references": some, "by_key": by_key, "account_id": account}
+            answer = ask_daemon(ledger, "POST", "/v1/orders", body, timeout=_TIMEOUT)
+            found += answer["tracked"]
+    except NoDaemonError:
+        return asyncio.run(_track_ourselves(invocation, references, by_key, account))
+    return found
+
+
+async def _track_ourselves(
+    invocation: Invocation, references: list[str], by_key: bool, account: str | None
 ) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from harvester.app import open_harvest
+    from harvester.app import open_app
     from harvester.context import Stop
 
-    settings = context.settings
-    body = {"references": references, "by_key": by_key, "account_id": account}
-    handed, result = await hand_over(settings.database.path, "track", body)
-    if handed:
-        found: list[dict[str, Any]] = result
-        return found
-    async with open_harvest(settings, Stop(), "track") as harvest:
-        return [
-            asdict(one)
-            for one in await harvest.tracker.track(references, by_key=by_key, account_id=account)
-        ]
+    async with open_app(invocation.settings, Stop(), "track") as app:
+        tracked = await app.tracker.track(references, by_key=by_key, account_id=account)
+        return [asdict(one) for one in tracked]
 
 
 @command("retry", "Make missing certificates due now.")
@@ -89,13 +105,13 @@ async def _track(
 @click.option("--all", "everything", is_flag=True, help="Every certificate that is missing.")
 @as_json
 def retry(
-    context: Context, order_ids: tuple[str, ...], everything: bool, json_output: bool
+    invocation: Invocation, order_ids: tuple[str, ...], everything: bool, json_output: bool
 ) -> None:
     """Make failed or owed certificates due now: the daemon, or the next drain, asks again."""
     if bool(order_ids) == everything:
         raise click.UsageError("name order ids, or --all")
-    context.configure_logs("warning")
-    due = asyncio.run(_retry(context, None if everything else list(order_ids)))
+    invocation.configure_logs("warning")
+    due = _retry(invocation, None if everything else list(order_ids))
     if json_output:
         for account_id, order_id in due:
             print_json({"account_id": account_id, "id": order_id})
@@ -108,13 +124,25 @@ def retry(
         sys.exit(UNFINISHED)
 
 
-async def _retry(context: Context, order_ids: list[str] | None) -> list[tuple[str, str]]:
-    from harvester.app import now, open_ledger
-    from harvester.ledger.sql import SqlLedger
+def _retry(invocation: Invocation, order_ids: list[str] | None) -> list[tuple[str, str]]:
+    from harvester.web.local_socket import NoDaemonError, ask_daemon
 
-    settings = context.settings
-    handed, result = await hand_over(settings.database.path, "retry", {"order_ids": order_ids})
-    if handed:
-        return [(account_id, order_id) for account_id, order_id in result]
-    async with open_ledger(settings, "retry") as database:
-        return await SqlLedger(database).retry_certificates(now(), order_ids)
+    ledger = invocation.settings.database.path
+    try:
+        due = ask_daemon(
+            ledger, "POST", "/control/retry", {"order_ids": order_ids}, timeout=_TIMEOUT
+        )
+    except NoDaemonError:
+        return asyncio.run(_retry_ourselves(invocation, order_ids))
+    return [(account_id, order_id) for account_id, order_id in due]
+
+
+async def _retry_ourselves(
+    invocation: Invocation, order_ids: list[str] | None
+) -> list[tuple[str, str]]:
+    from harvester.app import open_ledger
+    from harvester.context import utc_now
+    from harvester.ledger.certificates import retry_certificates
+
+    async with open_ledger(invocation.settings, "retry") as database:
+        return await retry_certificates(database, utc_now(), order_ids)

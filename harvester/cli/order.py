@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harvester.cli.context import Context, pass_config
 from harvester.cli.exits import UNFINISHED
-from harvester.cli.handover import hand_over
+from harvester.cli.invocation import Invocation, pass_invocation
 from harvester.cli.output import (
     AccountId,
     Duration,
@@ -27,26 +26,29 @@ from harvester.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from harvester.app import Harvest
+    from harvester.app import App
     from harvester.config.settings import Settings
     from harvester.domain.orders import Account
     from harvester.domain.purchases import Purchase, Quote
 
-_LOOK_EVERY = 1.0
+_POLL_SECONDS = 1.0
+
+_TIMEOUT = 600.0
+"""Seconds the daemon has to buy: Lune may take its time, and answers may be lost."""
 
 # An amount that begins with a minus is a wrong amount, not an unknown option.
 _ARGUMENTS_MAY_BE_NEGATIVE = {"ignore_unknown_options": True}
 
 
 @click.group("quote", short_help="Ask for a price; buy nothing.")
-@pass_config
-def quote(_context: Context) -> None:
+@pass_invocation
+def quote(_invocation: Invocation) -> None:
     """Ask Lune for a price; nothing is bought."""
 
 
 @click.group("order", short_help="Buy, and follow what was bought.")
-@pass_config
-def order(_context: Context) -> None:
+@pass_invocation
+def order(_invocation: Invocation) -> None:
     """Place an order and follow it to its certificate.
 
     The quote is shown and a question asked; --yes answers it. An idempotency key buys at most
@@ -74,7 +76,7 @@ _order_options = (
     click.option(
         "--wait",
         type=Duration(),
-        help="Stay until the certificate is filed; looks every harvest.sweep_interval.",
+        help="Stay until the certificate is stored; checks every harvest.sweep_interval.",
     ),
 )
 
@@ -83,7 +85,7 @@ def _subcommand(
     group: click.Group, name: str, *options: Callable[[Any], Any]
 ) -> Callable[[Callable[..., None]], click.Command]:
     def decorate(function: Callable[..., None]) -> click.Command:
-        decorated: Any = pass_config(function)
+        decorated: Any = pass_invocation(function)
         for option in reversed(options):
             decorated = option(decorated)
         made = click.command(name, context_settings=_ARGUMENTS_MAY_BE_NEGATIVE)(decorated)
@@ -96,58 +98,58 @@ def _subcommand(
 @_subcommand(quote, "by-mass", *_shared_options)
 @click.argument("amount")
 @click.argument("unit")
-def _quote_by_mass(context: Context, amount: str, unit: str, **options: Any) -> None:
+def _quote_by_mass(invocation: Invocation, amount: str, unit: str, **options: Any) -> None:
     """Price a mass of CO2; UNIT is g, kg or t."""
     from harvester.domain.purchases import by_mass
 
-    _price(context, _checked(by_mass, amount, unit, options), options)
+    _price(invocation, _checked(by_mass, amount, unit, options), options)
 
 
 @_subcommand(quote, "by-value", *_shared_options)
 @click.argument("amount")
-def _quote_by_value(context: Context, amount: str, **options: Any) -> None:
+def _quote_by_value(invocation: Invocation, amount: str, **options: Any) -> None:
     """Tell what a sum in the account's currency buys."""
     from harvester.domain.purchases import by_value
 
-    _price(context, _checked(by_value, amount, options), options)
+    _price(invocation, _checked(by_value, amount, options), options)
 
 
 @_subcommand(order, "by-mass", *_shared_options, *_order_options)
 @click.argument("amount")
 @click.argument("unit")
-def _order_by_mass(context: Context, amount: str, unit: str, **options: Any) -> None:
+def _order_by_mass(invocation: Invocation, amount: str, unit: str, **options: Any) -> None:
     """Buy a mass of CO2; UNIT is g, kg or t."""
     from harvester.domain.purchases import by_mass
 
-    _buy(context, _checked(by_mass, amount, unit, options), options)
+    _buy(invocation, _checked(by_mass, amount, unit, options), options)
 
 
 @_subcommand(order, "by-value", *_shared_options, *_order_options)
 @click.argument("amount")
-def _order_by_value(context: Context, amount: str, **options: Any) -> None:
+def _order_by_value(invocation: Invocation, amount: str, **options: Any) -> None:
     """Buy for a sum in the account's currency."""
     from harvester.domain.purchases import by_value
 
-    _buy(context, _checked(by_value, amount, options), options)
+    _buy(invocation, _checked(by_value, amount, options), options)
 
 
 @_subcommand(order, "by-estimate", *_shared_options, *_order_options)
 @click.argument("estimate_id")
-def _order_by_estimate(context: Context, estimate_id: str, **options: Any) -> None:
+def _order_by_estimate(invocation: Invocation, estimate_id: str, **options: Any) -> None:
     """Buy what an emission estimate came to; Lune prices it when it is ordered."""
     from harvester.domain.purchases import by_estimate
 
-    _buy(context, _checked(by_estimate, estimate_id, options), options)
+    _buy(invocation, _checked(by_estimate, estimate_id, options), options)
 
 
 def _checked(make: Callable[..., Purchase], *parts: Any) -> Purchase:
     """Make the purchase; a broken rule is a usage error, before anything is sent."""
-    from harvester.domain.purchases import check_key, parse_share
+    from harvester.domain.purchases import check_idempotency_key, parse_share
 
     *arguments, options = parts
     try:
         if options.get("idempotency_key") is not None:
-            check_key(options["idempotency_key"])
+            check_idempotency_key(options["idempotency_key"])
         shares = [parse_share(text) for text in options["bundles"]]
         pairs = [text.partition("=") for text in options.get("metadata", ())]
         if any(not name or not separator for name, separator, _ in pairs):
@@ -160,9 +162,9 @@ def _checked(make: Callable[..., Purchase], *parts: Any) -> Purchase:
         raise click.UsageError(str(error)) from None
 
 
-def _price(context: Context, purchase: Purchase, options: dict[str, Any]) -> None:
-    context.configure_logs("warning")
-    _, found = asyncio.run(_ask_price(context.settings, purchase, options["account"]))
+def _price(invocation: Invocation, purchase: Purchase, options: dict[str, Any]) -> None:
+    invocation.configure_logs("warning")
+    _, found = asyncio.run(_ask_price(invocation.settings, purchase, options["account"]))
     if found is None:
         return
     if options["json_output"]:
@@ -174,9 +176,9 @@ def _price(context: Context, purchase: Purchase, options: dict[str, Any]) -> Non
 async def _ask_price(
     settings: Settings, purchase: Purchase, account_id: str | None
 ) -> tuple[Account, Quote | None]:
-    from harvester.app import open_client
+    from harvester.app import make_client
 
-    async with open_client(settings) as lune:
+    async with make_client(settings) as lune:
         own = await lune.fetch_own_account()
         account = own if account_id is None else await lune.fetch_account(account_id)
         if purchase.kind == "estimate":
@@ -200,28 +202,31 @@ def _print_quote(found: Quote) -> None:
     print_table(["bundle", "tonnes", f"{found.currency}/t", found.currency, ""], rows)
 
 
-def _buy(context: Context, purchase: Purchase, options: dict[str, Any]) -> None:
+def _buy(invocation: Invocation, purchase: Purchase, options: dict[str, Any]) -> None:
     if not options["yes"] and not sys.stdin.isatty():
         raise click.UsageError("nobody to ask: say --yes to buy without a question")
-    context.configure_logs("warning")
+    invocation.configure_logs("warning")
     key = options["idempotency_key"] or uuid.uuid4().hex
-    account, found = asyncio.run(_ask_price(context.settings, purchase, options["account"]))
+    account, found = asyncio.run(_ask_price(invocation.settings, purchase, options["account"]))
     if not options["json_output"] and found is not None:
         _print_quote(found)
     notice(f"idempotency key: {key}")
     if not options["yes"]:
         _ask(account, found)
-    placed = asyncio.run(_place(context.settings, purchase, account, key, options["wait"]))
+    placed = _place(invocation.settings, purchase, account, key, options["wait"])
     state = placed.pop("certificate")
     if options["json_output"]:
         print_json(placed | {"idempotency_key": key, "certificate_state": state})
     else:
-        ours = "was placed before under this key" if placed["existed"] else "is placed"
-        click.echo(f"order {placed['order_id']} {ours}: {placed['status']}; it is followed")
+        ordered = "was ordered before under this key" if placed["existed"] else "ordered"
+        click.echo(
+            f"{placed['order_id']} {ordered} (Lune: {placed['status']}); "
+            "its certificate will be stored"
+        )
         if options["wait"] is not None:
             click.echo(f"its certificate: {state or 'not owed yet'}")
     if options["wait"] is not None and state != "stored":
-        notice("its certificate is not filed yet; the daemon or the next drain goes on")
+        notice("its certificate is not stored yet; the daemon or the next drain goes on")
         sys.exit(UNFINISHED)
 
 
@@ -239,13 +244,13 @@ def _ask(account: Account, found: Quote | None) -> None:
         )
 
 
-async def _place(
+def _place(
     settings: Settings, purchase: Purchase, account: Account, key: str, wait: timedelta | None
 ) -> dict[str, Any]:
     """Place it, by the daemon when one runs; return what was placed and its certificate's state."""
-    from harvester.app import open_harvest
-    from harvester.context import Stop
     from harvester.domain.errors import LedgerUnavailable, OutcomeUnknown
+    from harvester.domain.purchases import in_doubt
+    from harvester.web.local_socket import NoDaemonError, ask_daemon
 
     body = {
         "account_id": account.id,
@@ -254,41 +259,48 @@ async def _place(
         "request": purchase.request,
     }
     deadline = time.monotonic() + (wait.total_seconds() if wait is not None else 0)
+    ledger = settings.database.path
     try:
-        handed, answer = await hand_over(settings.database.path, "place", body)
+        placed = ask_daemon(ledger, "POST", "/control/purchase", body, timeout=_TIMEOUT)
+    except NoDaemonError:
+        return asyncio.run(_place_ourselves(settings, purchase, account, key, deadline))
     except LedgerUnavailable as error:
-        raise OutcomeUnknown(
-            f"nobody knows yet whether Lune took the order: {error}. Run the same command with "
-            f"--idempotency-key {key}: that finds it or places it, and never buys twice"
-        ) from error
-    if handed:
-        placed: dict[str, Any] = answer
-        return placed | {"certificate": await _watch(settings, placed["order_id"], deadline)}
-    async with open_harvest(settings, Stop(), "order") as harvest:
-        known = await harvest.book.account(account.id)
-        placed = asdict(await harvest.placer.place(known, purchase, key))
-        state = await _work(harvest, settings, placed["order_id"], deadline)
+        raise OutcomeUnknown(in_doubt(error, key)) from error
+    state = asyncio.run(_watch(settings, placed["order_id"], deadline))
+    return {**placed, "certificate": state}
+
+
+async def _place_ourselves(
+    settings: Settings, purchase: Purchase, account: Account, key: str, deadline: float
+) -> dict[str, Any]:
+    from harvester.app import open_app
+    from harvester.context import Stop
+
+    async with open_app(settings, Stop(), "order") as app:
+        known = await app.accounts.account(account.id)
+        placed = asdict(await app.purchaser.place(known, purchase, key))
+        state = await _work(app, placed["order_id"], deadline)
         return placed | {"certificate": state}
 
 
 async def _watch(settings: Settings, order_id: str, deadline: float) -> str | None:
-    """Wait for the daemon to file the certificate; return its state in the end."""
+    """Wait for the daemon to store the certificate; return its state in the end."""
     while True:
         state, over = await _certificate(settings, order_id)
         if over or time.monotonic() >= deadline:
             return state
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _work(harvest: Harvest, settings: Settings, order_id: str, deadline: float) -> str | None:
+async def _work(app: App, order_id: str, deadline: float) -> str | None:
     """Follow the order ourselves while it is waited for; return its certificate's state."""
     while True:
-        state, over = await _certificate(settings, order_id)
+        state, over = await _certificate(app.settings, order_id)
         if over or time.monotonic() >= deadline:
             return state
-        await harvest.sweep.run_once([])
-        await harvest.collector.run_once()
-        await asyncio.sleep(_LOOK_EVERY)
+        await app.sweep.run_once([])
+        await app.collector.run_once()
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _certificate(settings: Settings, order_id: str) -> tuple[str | None, bool]:

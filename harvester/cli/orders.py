@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from harvester.cli.context import Context, command
 from harvester.cli.exits import UNFINISHED
+from harvester.cli.invocation import Invocation, command
 from harvester.cli.output import (
     AccountId,
     as_json,
@@ -52,7 +52,7 @@ _LINES_AT_ONCE = 1000
 
 
 async def _stream(
-    context: Context,
+    invocation: Invocation,
     status: str | None,
     account: str | None,
     certificate: str | None,
@@ -60,7 +60,7 @@ async def _stream(
     until: datetime | None,
     limit: int | None,
 ) -> AsyncGenerator[OrderRow, None]:
-    from harvester.domain.records import OrderFilter
+    from harvester.domain.orders import OrderFilter
     from harvester.ledger.database import open_reader
     from harvester.ledger.queries import stream_orders
 
@@ -71,32 +71,32 @@ async def _stream(
         since=since,
         until=until,
     )
-    async with open_reader(context.settings.database.path) as database:
+    async with open_reader(invocation.settings.database.path) as database:
         async for row in stream_orders(database, scope, limit):
             yield row
 
 
-def _path_of(context: Context) -> Callable[[str], str]:
+def _locate(invocation: Invocation) -> Callable[[str], str]:
     # Plain text: a path object a row would be a tenth of an export.
-    root = str(context.settings.storage.path).rstrip("/")
-    return lambda key: f"{root}/{key}"
+    root = str(invocation.settings.storage.path).rstrip("/")
+    return lambda path: f"{root}/{path}"
 
 
 @command("orders", "List orders, newest first.")
 @order_filters
 @as_json
-def orders(context: Context, json_output: bool, **filters: Any) -> None:
+def orders(invocation: Invocation, json_output: bool, **filters: Any) -> None:
     """List orders, newest first."""
     from harvester import serializers
 
-    path_of = _path_of(context)
+    locate = _locate(invocation)
     rows: list[tuple[object, ...]] = []
 
     async def work() -> None:
-        async with aclosing(_stream(context, **filters)) as stream:
+        async with aclosing(_stream(invocation, **filters)) as stream:
             async for row in stream:
                 if json_output:
-                    sys.stdout.write(json.dumps(serializers.order(row, path_of)) + "\n")
+                    sys.stdout.write(json.dumps(serializers.order(row, locate)) + "\n")
                     continue
                 rows.append(_cells(row))
                 if len(rows) == _LINES_AT_ONCE and not sys.stdout.isatty():
@@ -126,29 +126,29 @@ def _cells(row: OrderRow) -> tuple[object, ...]:
     "--account", type=AccountId(), metavar="ID", help="Whose, when several accounts have one."
 )
 @as_json
-def show(context: Context, reference: str, account: str | None, json_output: bool) -> None:
+def show(invocation: Invocation, reference: str, account: str | None, json_output: bool) -> None:
     """Show one order, by id or idempotency key: its chain, certificates, what it waits for."""
     from harvester import serializers
 
-    details = asyncio.run(_find(context, reference, account))
+    details = asyncio.run(_find(invocation, reference, account))
     if not details:
         notice(f"{reference!a} is not in the ledger; `harvester track` follows an order by its id")
         sys.exit(UNFINISHED)
     if len(details) > 1:
         names = ", ".join(detail.order.account_id for detail in details)
         raise click.UsageError(f"several accounts have one: {names}; name it with --account")
-    shape = serializers.order_detail(details[0], _path_of(context))
+    shape = serializers.order_detail(details[0], _locate(invocation))
     if json_output:
         print_json(shape)
     else:
         _print_order(details[0], shape)
 
 
-async def _find(context: Context, reference: str, account: str | None) -> list[OrderDetail]:
+async def _find(invocation: Invocation, reference: str, account: str | None) -> list[OrderDetail]:
     from harvester.ledger.database import open_reader
     from harvester.ledger.queries import find_orders
 
-    async with open_reader(context.settings.database.path) as database:
+    async with open_reader(invocation.settings.database.path) as database:
         return await find_orders(database, reference, account)
 
 
@@ -168,20 +168,17 @@ def _print_order(detail: OrderDetail, shape: dict[str, Any]) -> None:
             ("created", short(row.created_at)),
             ("first seen", short(row.first_seen_at)),
             ("last seen", short(row.last_seen_at)),
-            ("next look", short(row.next_check_at)),
+            ("next check", short(row.next_check_at)),
             ("certificate", row.certificate_state),
             ("waits for", shape["waits_for"]),
         ],
     )
-    if row.missing_since is not None:
-        click.echo(f"Lune has not known this order since {short(row.missing_since)}")
+    if row.not_found_since is not None:
+        click.echo(f"Lune has not known this order since {short(row.not_found_since)}")
     _section(
         "transitions",
         ["", "from", "to", "observed", "source"],
-        [
-            (s.seq, s.from_status, s.to_status, short(s.observed_at), s.source)
-            for s in detail.transitions
-        ],
+        [(s.seq, s.before, s.after, short(s.observed_at), s.source) for s in detail.transitions],
     )
     _section(
         "certificates",
@@ -217,30 +214,32 @@ def _section(title: str, headers: list[str], rows: list[tuple[object, ...]]) -> 
     help="Write to this file, replaced only when the export is whole; else stdout.",
 )
 @order_filters
-def export(context: Context, form: str, output: Path | None, **filters: Any) -> None:
+def export(invocation: Invocation, form: str, output: Path | None, **filters: Any) -> None:
     """Write orders as CSV or JSON Lines.
 
     In CSV, text that a spreadsheet would run as a formula gets a leading apostrophe.
     """
     if output is None:
-        asyncio.run(_export(context, form, sys.stdout, filters))
+        asyncio.run(_export(invocation, form, sys.stdout, filters))
         return
     with whole_file(output) as stream:
-        asyncio.run(_export(context, form, stream, filters))
+        asyncio.run(_export(invocation, form, stream, filters))
 
 
-async def _export(context: Context, form: str, stream: IO[str], filters: dict[str, Any]) -> None:
+async def _export(
+    invocation: Invocation, form: str, stream: IO[str], filters: dict[str, Any]
+) -> None:
     from harvester import serializers
     from harvester.ledger import migrate
 
-    migrate.require_current(context.settings.database.path)  # before a header is written
-    path_of = _path_of(context)
+    migrate.require_current(invocation.settings.database.path)  # before a header is written
+    locate = _locate(invocation)
     writer = csv.writer(stream, lineterminator="\n")
     if form == "csv":
         writer.writerow(_COLUMNS)
-    async with aclosing(_stream(context, **filters)) as rows:
+    async with aclosing(_stream(invocation, **filters)) as rows:
         async for row in rows:
-            shape = serializers.order(row, path_of)
+            shape = serializers.order(row, locate)
             if form == "jsonl":
                 stream.write(json.dumps(shape) + "\n")
             else:

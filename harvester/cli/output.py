@@ -101,15 +101,12 @@ class Instant(click.ParamType[datetime]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> datetime:
         """Read ISO 8601; a usage error otherwise."""
+        from harvester.domain.instants import parse_instant
+
         try:
-            at = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no date; write 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
-        if self._end and len(value) == len("2026-01-31"):
-            at += timedelta(days=1)
-        return at.astimezone(UTC)
+            return parse_instant(value, end=self._end)
+        except ValueError as error:
+            self.fail(f"{value!r} is no date; {error}", param, ctx)
 
 
 class Duration(click.ParamType[timedelta]):

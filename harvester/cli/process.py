@@ -25,7 +25,7 @@ def occupy_standard_streams() -> None:
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w")))
 
 
-def heed_sigterm() -> None:
+def handle_sigterm() -> None:
     """Let SIGTERM interrupt a container's first process, for which the kernel ignores it.
 
     Everywhere else it ends the process, which service managers know for a clean end; the commands

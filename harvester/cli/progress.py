@@ -61,9 +61,9 @@ class DrainProgress:
         ]
         if report.collecting:
             self._collecting_since = self._collecting_since or time.monotonic()
-            done = report.collected.filed + report.collected.adopted
-            parts.insert(1, f"{done} of {report.to_file} certificates filed")
-            left = report.to_file - done - report.collected.failed - report.collected.not_yet
+            done = report.collected.stored + report.collected.recovered
+            parts.insert(1, f"{done} of {report.to_store} certificates stored")
+            left = report.to_store - done - report.collected.failed - report.collected.not_yet
             if done and left > 0:
                 rate = done / max(time.monotonic() - self._collecting_since, 0.001)
                 parts.append(f"{_clock(left / rate)} left")

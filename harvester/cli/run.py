@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harvester.cli.context import Context, command
 from harvester.cli.exits import DONE, FAULT, INTERRUPTED, UNFINISHED, exit_code_of
+from harvester.cli.invocation import Invocation, command
 from harvester.cli.output import (
     AccountId,
     Duration,
@@ -34,10 +34,10 @@ from harvester.cli.output import (
 from harvester.cli.process import forbid_dumps
 
 if TYPE_CHECKING:
-    from harvester.app import Harvest
+    from harvester.app import App
     from harvester.config.settings import Settings
     from harvester.context import Stop
-    from harvester.domain.records import OrderFilter
+    from harvester.domain.orders import OrderFilter
     from harvester.logs import Backlog
     from harvester.runtime.drain import DrainReport
     from harvester.runtime.systemd import Supervisor
@@ -66,7 +66,7 @@ class _DrainOptions:
 
 
 @command("run", "The daemon; with --drain, once over.")
-@click.option("--drain", is_flag=True, help="One shot: record and file all there is now, exit.")
+@click.option("--drain", is_flag=True, help="One shot: record and store all there is now, exit.")
 @click.option("--since", type=Instant(), help="Drain orders created at or after this date.")
 @click.option("--until", type=Instant(end=True), help="Drain orders up to and with this date.")
 @click.option(
@@ -92,15 +92,15 @@ class _DrainOptions:
     help="Write Prometheus metrics of the drain, as node_exporter reads them.",
 )
 @as_json
-def run(context: Context, drain: bool, **options: object) -> None:
-    """Follow orders and file certificates until SIGTERM or SIGINT; or once over with --drain."""
+def run(invocation: Invocation, drain: bool, **options: object) -> None:
+    """Follow orders and store certificates until SIGTERM or SIGINT; or once over with --drain."""
     chosen = _DrainOptions(**options)  # type: ignore[arg-type]  # click made them of these types
     if not drain:
         if chosen.given():
             names = ", ".join("--" + name.replace("_", "-") for name in chosen.given())
             raise click.UsageError(f"{names.replace('--json-output', '--json')}: only with --drain")
         forbid_dumps()
-        _run_daemon(context)
+        _run_daemon(invocation)
         return
     for name, file in (("--report", chosen.report), ("--metrics", chosen.metrics)):
         if file is not None and not os.access(file.absolute().parent, os.W_OK):
@@ -108,10 +108,10 @@ def run(context: Context, drain: bool, **options: object) -> None:
     if chosen.metrics is not None and chosen.metrics.exists() and not chosen.metrics.is_file():
         raise click.UsageError(f"--metrics {chosen.metrics}: would replace what is no file")
     # On a terminal the progress line takes the place of a line per order.
-    quiet = sys.stderr.isatty() and context.settings.log.level == "info"
-    context.configure_logs("warning" if quiet else None)
+    quiet = sys.stderr.isatty() and invocation.settings.log.level == "info"
+    invocation.configure_logs("warning" if quiet else None)
     forbid_dumps()
-    code = asyncio.run(_drain(context, chosen))
+    code = asyncio.run(_drain(invocation, chosen))
     if code != DONE:
         sys.exit(code)
 
@@ -123,7 +123,7 @@ def listen_for_signals(stop: Stop) -> None:
         loop.add_signal_handler(number, stop.request)
 
 
-def _run_daemon(context: Context) -> None:
+def _run_daemon(invocation: Invocation) -> None:
     import faulthandler
 
     from harvester import logs
@@ -136,15 +136,15 @@ def _run_daemon(context: Context) -> None:
     def configure(settings: Settings) -> None:
         logs.configure(settings.log.level, settings.log.format, backlog)
 
-    configure(context.settings)
+    configure(invocation.settings)
     try:
-        asyncio.run(_daemon(context, configure, backlog, supervisor))
+        asyncio.run(_daemon(invocation, configure, backlog, supervisor))
     finally:
         backlog.drain(_LAST_LINES)
 
 
 async def _daemon(
-    context: Context,
+    invocation: Invocation,
     configure: Callable[[Settings], None],
     backlog: Backlog,
     supervisor: Supervisor,
@@ -153,22 +153,22 @@ async def _daemon(
 
     stop = Stop()
     listen_for_signals(stop)  # before all that takes long to import
-    from harvester.app import open_harvest
+    from harvester.app import open_app
     from harvester.runtime.reload import Reload
     from harvester.runtime.service import serve
     from harvester.runtime.watchdog import Watchdog
 
     for name in _LATE:
         importlib.import_module(name)
-    reload = Reload(context.config_path, context.settings, configure, supervisor)
+    reload = Reload(invocation.config_path, invocation.settings, configure, supervisor)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
     watchdog = Watchdog(stop, FAULT, last_words=lambda: backlog.drain(_LAST_LINES))
     watchdog.start()
     beating = asyncio.create_task(watchdog.keep_beating(), name="watchdog-beat")
     try:
-        async with open_harvest(context.settings, stop, "run") as harvest:
-            reload.begin(harvest)
-            await serve(harvest, supervisor)
+        async with open_app(invocation.settings, stop, "run") as app:
+            reload.begin(app)
+            await serve(app, supervisor)
         watchdog.leave(DONE)
     except BaseException as error:
         watchdog.leave(exit_code_of(error))
@@ -177,10 +177,11 @@ async def _daemon(
         beating.cancel()
 
 
-async def _drain(context: Context, options: _DrainOptions) -> int:
-    from harvester.app import open_dry_harvest, open_harvest
+async def _drain(invocation: Invocation, options: _DrainOptions) -> int:
+    from harvester.app import open_app, open_dry_app
     from harvester.cli.progress import DrainProgress
     from harvester.context import Stop
+    from harvester.runtime.drain import Drain
     from harvester.runtime.watchdog import Watchdog
 
     stop = Stop()
@@ -189,16 +190,15 @@ async def _drain(context: Context, options: _DrainOptions) -> int:
     watchdog = Watchdog(stop, INTERRUPTED, stalled=math.inf)
     watchdog.start()
     opened = (
-        open_dry_harvest(context.settings, stop, options.accounts)
+        open_dry_app(invocation.settings, stop, options.accounts)
         if options.dry_run
-        else open_harvest(context.settings, stop, "run --drain", options.accounts)
+        else open_app(invocation.settings, stop, "run --drain", options.accounts)
     )
     with DrainProgress() as progress:
-        async with opened as harvest:
-            work = harvest.drain(dry_run=options.dry_run, progress=progress).run(
-                _scope(options), options.wait
-            )
-            async with _measured(harvest, options.metrics):
+        async with opened as app:
+            drain = Drain(app, dry_run=options.dry_run, progress=progress)
+            work = drain.run(_scope(options), options.wait)
+            async with _measured(app, options.metrics):
                 report = await _until_urged(work, stop)
     if report is None:
         notice("interrupted; run it again to go on where it was")
@@ -212,14 +212,14 @@ async def _drain(context: Context, options: _DrainOptions) -> int:
 
 
 @asynccontextmanager
-async def _measured(harvest: Harvest, file: Path | None) -> AsyncIterator[None]:
+async def _measured(app: App, file: Path | None) -> AsyncIterator[None]:
     """Write metrics of what happens inside to a file, if one was asked for."""
     if file is None:
         yield
         return
-    from harvester.runtime.service import metrics_of
+    from harvester.web.metrics import Metrics
 
-    metrics = metrics_of(harvest)
+    metrics = Metrics(app, app.database)
     await metrics.begin()
     yield
     try:
@@ -231,7 +231,7 @@ async def _measured(harvest: Harvest, file: Path | None) -> AsyncIterator[None]:
 async def _until_urged(work: Coroutine[Any, Any, DrainReport], stop: Stop) -> DrainReport | None:
     """Await a drain; None when it was abandoned, which loses nothing that was recorded."""
     task = asyncio.create_task(work, name="drain")
-    asked = asyncio.create_task(_patience(stop), name="patience")
+    asked = asyncio.create_task(_until_abandoned(stop), name="grace")
     await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
     if not task.done():
@@ -242,20 +242,20 @@ async def _until_urged(work: Coroutine[Any, Any, DrainReport], stop: Stop) -> Dr
         return None
 
 
-async def _patience(stop: Stop) -> None:
-    from harvester.runtime.daemon import GRACE
+async def _until_abandoned(stop: Stop) -> None:
+    from harvester.context import Limits
 
     await stop.wait()
     notice("stopping when what is in flight has ended; interrupt again to abandon it")
     try:
-        async with asyncio.timeout(GRACE):
+        async with asyncio.timeout(Limits().stop_grace):
             await stop.wait_urged()
     except TimeoutError:
         return
 
 
 def _scope(options: _DrainOptions) -> OrderFilter:
-    from harvester.domain.records import OrderFilter
+    from harvester.domain.orders import OrderFilter
 
     return OrderFilter(accounts=None, since=options.since, until=options.until)
 
@@ -288,12 +288,12 @@ def _summary(report: DrainReport, *, dry_run: bool) -> list[str]:
     lines = [f"{seen}: {swept.new} new, {swept.changed} changed"]
     if dry_run:
         lines.append(
-            f"{counted(report.to_file, 'certificate')} would be asked for; nothing was written"
+            f"{counted(report.to_store, 'certificate')} would be asked for; nothing was written"
         )
     else:
         lines.append(
-            f"{counted(collected.filed, 'certificate')} filed ({collected.bytes} bytes), "
-            f"{collected.adopted} adopted, {len(report.missing)} missing"
+            f"{counted(collected.stored, 'certificate')} stored ({collected.bytes} bytes), "
+            f"{collected.recovered} recovered, {len(report.missing)} missing"
         )
     lines.append(f"{counted(report.requests, 'request')} in {seconds:.1f} s")
     for status, count in sorted(report.open_by_status().items()):

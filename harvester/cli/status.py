@@ -3,114 +3,139 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harvester.cli.context import Context, command
+from harvester.cli.invocation import Invocation, command
 from harvester.cli.output import as_json, print_json, print_table, printable, short
 
 if TYPE_CHECKING:
     from harvester.domain.stuck import Bound, StuckOrder
     from harvester.ledger.lock import Holder
-    from harvester.ledger.queries import Summary
+    from harvester.ledger.queries import CountedAnomaly, KeptRejection
+    from harvester.ledger.statistics import Statistics
 
 
 _MOST_LINES = 20
-_PATIENCE = 2.0
+_TIMEOUT = 2.0
 """Seconds a daemon has to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the ledger says."""
+
+    statistics: Statistics
+    anomalies: Sequence[CountedAnomaly]
+    rejected: Sequence[KeptRejection]
+    stuck: Sequence[StuckOrder]
 
 
 @command("status", "Counts, sweeps, what is due and who runs.")
 @as_json
-def status(context: Context, json_output: bool) -> None:
+def status(invocation: Invocation, json_output: bool) -> None:
     """Count orders and certificates, tell each account's last good sweep and what runs."""
-    from harvester import serializers
     from harvester.ledger.lock import holder_of
-    from harvester.ledger.stuck import MOST
 
-    # One more than the lines that are printed tells that there are more.
-    state, stuck = asyncio.run(_summarise(context, MOST if json_output else _MOST_LINES + 1))
-    holder = holder_of(context.settings.database.path)
-    pace = _ask_pace(context.settings.database.path)
+    found = asyncio.run(_read(invocation, whole=json_output))
+    ledger = invocation.settings.database.path
+    holder, rate = holder_of(ledger), _ask_rate(ledger)
     if json_output:
-        print_json({**serializers.summary(state, holder, stuck), "pace": pace})
+        print_json(_document(found, holder, rate))
     else:
-        _print(state, holder, pace)
-        _print_stuck(stuck)
+        _print(found, holder, rate)
 
 
-async def _summarise(context: Context, most: int) -> tuple[Summary, list[StuckOrder]]:
-    from harvester.domain.stuck import STAYS, bounds
+async def _read(invocation: Invocation, *, whole: bool) -> _Found:
+    from harvester.domain.stuck import bounds
     from harvester.ledger.database import open_reader
-    from harvester.ledger.queries import summarise
-    from harvester.ledger.sql import SqlLedger
-    from harvester.ledger.stuck import find_stuck
+    from harvester.ledger.queries import newest_anomalies, newest_rejections
+    from harvester.ledger.schedule import status_durations
+    from harvester.ledger.statistics import read_statistics
+    from harvester.ledger.stuck import MOST_STUCK, find_stuck
 
     now = datetime.now(UTC)
-    async with open_reader(context.settings.database.path) as database:
-        stays = await SqlLedger(database).recent_stays(STAYS, now)
-        limits = bounds(context.settings.harvest.stuck, stays)
-        return await summarise(database, now), await find_stuck(database, limits, now, most=most)
+    # One more than the lines that are printed tells that there are more.
+    most = MOST_STUCK if whole else _MOST_LINES + 1
+    async with open_reader(invocation.settings.database.path) as database:
+        durations = await status_durations(database, now)
+        limits = bounds(invocation.settings.harvest.stuck, durations)
+        async with database.read() as connection:
+            statistics = await read_statistics(connection, now)
+        return _Found(
+            statistics,
+            await newest_anomalies(database),
+            await newest_rejections(database),
+            await find_stuck(database, limits, now, most=most),
+        )
 
 
-def _ask_pace(ledger: Path) -> dict[str, float] | None:
-    """Ask the running daemon how fast it goes; None when none answers.
+def _ask_rate(ledger: Path) -> Mapping[str, float] | None:
+    """Ask the running daemon how fast it goes; None when none answers."""
+    from harvester.domain.errors import HarvesterError
+    from harvester.web.local_socket import NoDaemonError, ask_daemon
 
-    By the standard library: aiohttp would be half of what this command costs.
-    """
-    import http.client
-    import json
-    import socket
-
-    from harvester.web.address import control_path, reachable
-
-    path = control_path(ledger)
-    if not path.is_socket():
-        return None
-    connection = http.client.HTTPConnection("daemon", timeout=_PATIENCE)
     try:
-        with socket.socket(socket.AF_UNIX) as connection.sock, reachable(path) as name:
-            connection.sock.settimeout(_PATIENCE)
-            connection.sock.connect(name)
-            connection.request("GET", "/pace")
-            pace: dict[str, float] = json.load(connection.getresponse())
-    except (OSError, ValueError, http.client.HTTPException):
-        return None  # left behind by a daemon that was killed, or one that is busy
-    return pace
+        rate: Mapping[str, float] = ask_daemon(
+            ledger, "GET", "/control/rate", None, timeout=_TIMEOUT
+        )
+    except (NoDaemonError, HarvesterError):
+        return None  # none runs, or it is busy
+    return rate
 
 
-def _print(state: Summary, holder: Holder | None, pace: dict[str, float] | None) -> None:
-    click.echo(f"running: {holder or 'nothing holds the ledger'}")
-    if pace is not None and pace["pace"] < pace["rate"]:
-        click.echo(f"pace: {pace['pace']:.1f} of {pace['rate']:g} requests/s, lowered by a 429")
-    click.echo(f"orders: {_counts(state.by_status)}")
-    click.echo(f"certificates: {_counts(state.by_certificate)}")
-    click.echo(f"due now: {state.overdue}; next wake-up: {short(state.next_wake_at)}")
+def _document(
+    found: _Found, holder: Holder | None, rate: Mapping[str, float] | None
+) -> dict[str, Any]:
+    from harvester import serializers
+
+    return serializers.statistics(found.statistics) | {
+        "anomalies": [serializers.anomaly(one) for one in found.anomalies],
+        "rejected_orders": [serializers.rejection(one) for one in found.rejected],
+        "stuck": [serializers.stuck_order(one) for one in found.stuck],
+        "daemon": serializers.daemon(holder),
+        "rate": rate,
+    }
+
+
+def _print(found: _Found, holder: Holder | None, rate: Mapping[str, float] | None) -> None:
+    counts = found.statistics
+    click.echo(f"daemon: {holder or 'no daemon is running'}")
+    if rate is not None and rate["current_rate"] < rate["rate"]:
+        click.echo(
+            f"rate: {rate['current_rate']:.1f} of {rate['rate']:g} requests/s, lowered by a 429"
+        )
+    click.echo(f"orders: {_counts(counts.by_status)}")
+    click.echo(f"certificates: {_counts(counts.by_certificate)}")
+    click.echo(f"due now: {counts.due}; next wake-up: {short(counts.next_wake_at)}")
     print_table(
         ["account", "name", "mode", "last good sweep", "next sweep", "parked"],
         [
             (a.id, a.name, a.mode, short(a.last_sweep_at), short(a.next_sweep_at), a.parked_reason)
-            for a in state.accounts
+            for a in counts.accounts
         ],
     )
-    for odd in state.anomalies:
-        served = f"Lune served {printable(odd.served)}" if odd.served else "Lune knew it not"
+    for odd in found.anomalies:
+        served = f"Lune served {printable(odd.served)}" if odd.served else "Lune answers 404"
         click.echo(
-            f"odd: order {odd.order_id} of account {odd.account_id}, recorded "
+            f"anomaly: order {odd.order_id} of account {odd.account_id}, recorded "
             f"{printable(odd.recorded or 'nothing')}: {served} "
             f"({odd.count} times, last {short(odd.last_at)})"
         )
-    for odd in state.set_aside:
+    for one in found.rejected:
         click.echo(
-            f"set aside: {printable(odd.reference)} of account {odd.account_id}: "
-            f"{printable(odd.reason)} (seen {odd.count} times, last {short(odd.last_at)})"
+            f"rejected order: {printable(one.reference)} of account {one.account_id}: "
+            f"{printable(one.reason)} (seen {one.count} times, last {short(one.last_at)})"
         )
+    _print_stuck(found.stuck)
 
 
-def _print_stuck(stuck: list[StuckOrder]) -> None:
+def _print_stuck(stuck: Sequence[StuckOrder]) -> None:
     from harvester.domain.explain import waits_for
 
     for one in stuck[:_MOST_LINES]:
@@ -127,6 +152,6 @@ def _days(bound: Bound) -> str:
     return f"{bound.after.total_seconds() / 86400:.3g} days ({bound.basis})"
 
 
-def _counts(counted: object) -> str:
-    pairs = dict(counted).items() if isinstance(counted, dict) else ()
-    return ", ".join(f"{count} {printable(name)}" for name, count in sorted(pairs)) or "none"
+def _counts(counted: Mapping[str, int]) -> str:
+    pairs = sorted(counted.items())
+    return ", ".join(f"{count} {printable(name)}" for name, count in pairs) or "none"

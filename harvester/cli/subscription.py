@@ -13,7 +13,7 @@ Judgement = tuple[Literal["ok", "warning", "fail"], str]
 
 async def judge_webhooks(settings: Settings) -> Judgement:
     """Say how the webhooks are, asking Lune when there is a secret; never shows one."""
-    from harvester.app import open_webhooks
+    from harvester.app import make_client
     from harvester.domain.errors import ConfigurationError, HarvesterError
 
     if settings.webhook_secrets is None:
@@ -25,7 +25,7 @@ async def judge_webhooks(settings: Settings) -> Judgement:
     if settings.http.address is None:
         return "warning", 'http.listen is "", so nothing takes webhooks; sweeps find everything'
     try:
-        async with open_webhooks(settings) as lune:
+        async with make_client(settings) as lune:
             found = await lune.fetch_webhooks()
     except HarvesterError as error:
         return "warning", f"Lune does not tell what is set up: {error}"
@@ -34,12 +34,12 @@ async def judge_webhooks(settings: Settings) -> Judgement:
 
 def compare(found: list[Subscription], secrets: tuple[str, ...], url: str) -> Judgement:
     """Hold what is set up against the secrets, newest first, and our address, if it is known."""
-    from harvester.domain.lune_events import PATH
+    from harvester.domain.lune_events import WEBHOOK_PATH
 
-    ours = [one for one in found if (one.url == url if url else one.url.endswith(PATH))]
+    ours = [one for one in found if (one.url == url if url else one.url.endswith(WEBHOOK_PATH))]
     if not ours:
         elsewhere = f"; Lune has {', '.join(one.url for one in found)}" if found else ""
-        address = url or f"an address that ends in {PATH}"
+        address = url or f"an address that ends in {WEBHOOK_PATH}"
         return "warning", f"none is registered for {address}{elsewhere}; `webhooks register` it"
     known = {secret[-4:] for secret in secrets}
     signed = [one for one in ours if one.secret[-4:] in known]

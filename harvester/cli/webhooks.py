@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from harvester.cli.context import Context, pass_config
+from harvester.cli.invocation import Invocation, pass_invocation
 from harvester.cli.output import AccountId, as_json, notice, print_json, print_table, short
 
 if TYPE_CHECKING:
     from harvester.config.settings import Settings
     from harvester.domain.lune_events import Subscription
-    from harvester.lune.webhook_client import WebhookClient
+    from harvester.lune import LuneClient
 
 _OLD_SECRETS_KEPT = 1
 
@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 @click.group("webhooks", short_help="The webhooks set up at Lune.")
-@pass_config
-def webhooks(_context: Context) -> None:
+@pass_invocation
+def webhooks(_invocation: Invocation) -> None:
     """Manage the webhooks that are set up at Lune.
 
     Lune shows a secret once: it goes straight into webhook.secret_file, and is never printed. A
@@ -34,15 +34,16 @@ def webhooks(_context: Context) -> None:
 
 @webhooks.command("list")
 @as_json
-@pass_config
-def list_webhooks(context: Context, json_output: bool) -> None:
+@pass_invocation
+def list_webhooks(invocation: Invocation, json_output: bool) -> None:
     """List the webhooks; of a secret Lune shows the last four characters."""
+    from harvester.app import make_client
 
     async def work() -> list[Subscription]:
-        async with _client(context.settings) as lune:
+        async with make_client(invocation.settings) as lune:
             return await lune.fetch_webhooks()
 
-    _print(_run(context, work), json_output=json_output)
+    _print(_run(invocation, work), json_output=json_output)
 
 
 @webhooks.command("register")
@@ -56,68 +57,76 @@ def list_webhooks(context: Context, json_output: bool) -> None:
     help="Only events of this account; else of those in lune.accounts.",
 )
 @as_json
-@pass_config
-def register(context: Context, url: str, accounts: tuple[str, ...], json_output: bool) -> None:
+@pass_invocation
+def register(
+    invocation: Invocation, url: str, accounts: tuple[str, ...], json_output: bool
+) -> None:
     """Have Lune push events to URL, the address under which Lune reaches the listener.
 
     It ends in /webhooks/lune, and is https unless it is on this machine.
     """
     _check_url(url)
-    file = _secret_file(context.settings)
+    file = _secret_file(invocation.settings)
+
+    from harvester.app import make_client
 
     async def work() -> Subscription:
-        async with _client(context.settings) as lune:
-            wanted = accounts or await _followed(context.settings, lune)
+        async with make_client(invocation.settings) as lune:
+            wanted = accounts or await _followed(invocation.settings, lune)
             made = await lune.register_webhook(url, wanted)
             try:
-                _keep(context.settings, file, made)
+                _keep(invocation.settings, file, made)
             except OSError:
                 await lune.remove_webhook(made.id)  # nobody has its secret
                 raise
             return made
 
-    made = _run(context, work)
+    made = _run(invocation, work)
     _print([made], json_output=json_output)
     notice(f"its secret is in {file}")
 
 
 @webhooks.command("remove")
 @click.argument("webhook_id", metavar="ID")
-@pass_config
-def remove(context: Context, webhook_id: str) -> None:
+@pass_invocation
+def remove(invocation: Invocation, webhook_id: str) -> None:
     """End a webhook at Lune."""
     _check_id(webhook_id)
 
+    from harvester.app import make_client
+
     async def work() -> None:
-        async with _client(context.settings) as lune:
+        async with make_client(invocation.settings) as lune:
             await lune.remove_webhook(webhook_id)
 
-    _run(context, work)
+    _run(invocation, work)
     click.echo(f"webhook {webhook_id} is removed")
 
 
 @webhooks.command("rotate")
 @click.argument("webhook_id", metavar="ID")
 @as_json
-@pass_config
-def rotate(context: Context, webhook_id: str, json_output: bool) -> None:
+@pass_invocation
+def rotate(invocation: Invocation, webhook_id: str, json_output: bool) -> None:
     """Give a webhook a new secret; the one before it stays good for what is under way."""
     _check_id(webhook_id)
-    file = _secret_file(context.settings)
+    file = _secret_file(invocation.settings)
+
+    from harvester.app import make_client
 
     async def work() -> Subscription:
-        async with _client(context.settings) as lune:
+        async with make_client(invocation.settings) as lune:
             made = await lune.rotate_webhook(webhook_id)
-        _keep(context.settings, file, made)
+        _keep(invocation.settings, file, made)
         return made
 
-    made = _run(context, work)
+    made = _run(invocation, work)
     _print([made], json_output=json_output)
     notice(f"its new secret is in {file}, before the old one")
 
 
-def _run(context: Context, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    context.configure_logs("warning")
+def _run(invocation: Invocation, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    invocation.configure_logs("warning")
     try:
         return asyncio.run(work())
     except OSError as error:
@@ -127,22 +136,18 @@ def _run(context: Context, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         ) from error
 
 
-def _client(settings: Settings) -> WebhookClient:
-    from harvester.app import open_webhooks
-
-    return open_webhooks(settings)
-
-
 def _check_url(url: str) -> None:
-    from harvester.domain.lune_events import PATH
+    from harvester.domain.lune_events import WEBHOOK_PATH
     from harvester.domain.urls import check_base_url
 
     try:
         check_base_url(url)
     except ValueError as error:
         raise click.UsageError(f"the URL {error}") from None
-    if not url.endswith(PATH):
-        raise click.UsageError(f"the URL should end in {PATH}, where the listener takes webhooks")
+    if not url.endswith(WEBHOOK_PATH):
+        raise click.UsageError(
+            f"the URL should end in {WEBHOOK_PATH}, where the listener takes webhooks"
+        )
 
 
 def _check_id(webhook_id: str) -> None:
@@ -174,7 +179,7 @@ def _keep(settings: Settings, file: Path, made: Subscription) -> None:
     write_secrets(file, [made.secret, *known[:_OLD_SECRETS_KEPT]])
 
 
-async def _followed(settings: Settings, lune: WebhookClient) -> Sequence[str]:
+async def _followed(settings: Settings, lune: LuneClient) -> Sequence[str]:
     """Return the ids of the configured accounts; none when all are followed."""
     wanted = settings.lune.accounts
     if "all" in wanted:

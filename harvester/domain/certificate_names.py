@@ -1,4 +1,4 @@
-"""How certificates are named: the operator's template, and keys that stay below the root."""
+"""How certificates are named: the operator's template, and paths that stay below the root."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _LONGEST_SUFFIX = ".interim.v9999999999.pdf"
 _SOME_DAY = datetime(2026, 10, 10, 10, tzinfo=UTC)
 
 
-class Layout:
-    """A checked template for the names of certificates, such as ``DEFAULT_LAYOUT``.
+class CertificateNames:
+    """A checked template for the paths of certificates, such as ``DEFAULT_LAYOUT``.
 
     It knows ``{account_id}``, ``{order_id}`` and ``{created:FORMAT}`` with FORMAT made of the
     strftime directives that give digits only (Y m d H j V G), in UTC. Nothing else is
@@ -44,7 +44,7 @@ class Layout:
         self.template = template
         self._tokens = tuple(_TOKEN.findall(template))
 
-    def key(
+    def path(
         self,
         account_id: str,
         order_id: str,
@@ -53,9 +53,9 @@ class Layout:
         *,
         interim: bool = False,
     ) -> str:
-        """Return the key of a certificate version, such as ``acct/2026-01/ORDER.v2.pdf``.
+        """Return the path of a certificate version, such as ``acct/2026-01/ORDER.v2.pdf``.
 
-        Version 1 has no number. Two certificates never share a key: ids hold no dots, so what
+        Version 1 has no number. Two certificates never share one: ids hold no dots, so what
         follows the order id (``.interim``, ``.v2``) cannot be part of one, and ids in the same
         component are kept apart by a dot. (A template without ``{account_id}`` trusts that order
         ids are unique over accounts.) Raises ValueError for an id that is no identifier, a version
@@ -70,22 +70,22 @@ class Layout:
         name = _render(self._tokens, account_id, order_id, created_at.astimezone(UTC))
         name += ".interim" if interim else ""
         name += f".v{version}" if version > 1 else ""
-        key = f"{name}.pdf"
-        split_key(key)
-        return key
+        path = f"{name}.pdf"
+        split_path(path)
+        return path
 
 
-def split_key(key: str) -> tuple[tuple[str, ...], str]:
-    """Return a key's folders and file name; ValueError unless it is a name below the root.
+def split_path(path: str) -> tuple[tuple[str, ...], str]:
+    """Return a path's folders and file name; ValueError unless it is a name below the root.
 
     Folders and names that start with a dot are the archive's own; so is ``quarantine``.
     """
-    parts = tuple(key.split("/"))
+    parts = tuple(path.split("/"))
     for part in parts:
         if not part or part.startswith(".") or "\0" in part:
-            raise ValueError("a key is a relative path without empty, dot or hidden components")
+            raise ValueError("a path is relative, without empty, dot or hidden components")
         if len(os.fsencode(part)) > _LONGEST_NAME:
-            raise ValueError(f"a component of a key has at most {_LONGEST_NAME} bytes")
+            raise ValueError(f"a component of a path has at most {_LONGEST_NAME} bytes")
     if parts[0] == QUARANTINE:
         raise ValueError(f"{QUARANTINE} holds what is not a certificate")
     return parts[:-1], parts[-1]

@@ -1,4 +1,4 @@
-"""What is told to others: events, made where a fact is recorded, and their public shape.
+"""Events: made where a fact is recorded, and the shape in which they leave us.
 
 An event says what happened to what, in ids, statuses, versions and digests; nothing personal and
 no metadata of an order is ever in one.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from harvester.domain.instants import rfc3339
 from harvester.domain.lifecycle import Moved
 from harvester.domain.orders import Order
 
@@ -43,7 +44,7 @@ EVENT_VARIABLES: Final = frozenset(
         CERTIFICATE_PATH,
     }
 )
-"""What a command finds in its environment; none is a setting, should it run the harvester."""
+"""What a hook finds in its environment; none is a setting, should it run the harvester."""
 
 
 class EventType(StrEnum):
@@ -59,7 +60,7 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """Something that happened, on its way into the ledger with the fact it tells of."""
+    """Something that happened, on its way into the ledger with the fact that it is about."""
 
     type: EventType
     account_id: str
@@ -88,7 +89,7 @@ class EventFilter:
     types: frozenset[str] | None = None
     accounts: frozenset[str] | None = None
 
-    def wants(self, event: Event) -> bool:
+    def wants(self, event: Event | NewEvent) -> bool:
         """Tell whether an event is one of them."""
         return (self.types is None or event.type in self.types) and (
             self.accounts is None or event.account_id in self.accounts
@@ -121,7 +122,7 @@ def cloud_event(event: Event) -> dict[str, Any]:
         "id": event.id,
         "source": f"/lune/accounts/{event.account_id}",
         "type": event.type,
-        "time": event.at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "time": rfc3339(event.at),
         "sequence": f"{event.seq:020d}",
         "datacontenttype": "application/json",
     }
@@ -138,7 +139,7 @@ def event_text(event: Event) -> str:
 
 
 def event_variables(event: Event) -> dict[str, Any]:
-    """Return what a command is told in its environment; what the event does not have is None."""
+    """Return the environment of a hook for this event; what the event does not have is None."""
     shape = cloud_event(event)
     return {
         "HARVESTER_EVENT_ID": event.id,

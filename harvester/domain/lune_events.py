@@ -1,4 +1,4 @@
-"""Lune's webhooks: what an event says, what it makes us do, and a subscription to them.
+"""Lune's webhooks: what an event says, what it makes us do, and a webhook as it is set up.
 
 An event is a hint and no more: it says which order to ask for. What it claims about the order is
 only kept to know when Lune's API has caught up with it.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 from harvester.domain.lifecycle import has_reached, is_open
 
-ANNOUNCED: Final = {
+STATUS_OF_EVENT: Final = {
     "order.received": "received",
     "order.placed": "placed",
     "order.paid": "paid",
@@ -22,20 +22,20 @@ ANNOUNCED: Final = {
     "order.cancelled": "cancelled",
     "order.failed": "failed",
 }
-"""The status that an event of this type announces (Lune's schema)."""
+"""The status that an event of this type says the order has (Lune's schema)."""
 
-PATH: Final = "/webhooks/lune"
+WEBHOOK_PATH: Final = "/webhooks/lune"
 """Where the listener takes Lune's webhooks."""
 
-TRUSTED: Final = timedelta(days=1)
+TRUSTED_FOR: Final = timedelta(days=1)
 """How long webhooks count as working after one came."""
 
-REMEMBERED: Final = timedelta(days=90)
+KEPT_FOR: Final = timedelta(days=90)
 """How long an event is known again when it comes once more."""
 
 _FIRST: Final = timedelta(seconds=2)
 _LONGEST: Final = timedelta(minutes=10)
-_PATIENCE: Final = timedelta(hours=1)
+_GIVEN_UP_AFTER: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,53 +58,27 @@ class LuneEvent:
     problem: str | None = None
 
     @property
-    def announced(self) -> str | None:
-        """The status that it announces; None when it announces none that is known here."""
-        return ANNOUNCED.get(self.type) if self.api_version == "v1" else None
+    def status(self) -> str | None:
+        """The status that it says the order has; None when it says none that is known here."""
+        return STATUS_OF_EVENT.get(self.type) if self.api_version == "v1" else None
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """A genuine request of Lune's with its events, as it was heard.
+class LuneWebhook:
+    """A genuine request of Lune's with its events, as it was received.
 
     ``is_stale``: it was signed too long ago, or too far ahead, to be anything but a hint.
     """
 
     signed_at: datetime
-    heard_at: datetime
+    received_at: datetime
     is_stale: bool
     events: Sequence[LuneEvent]
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What recording deliveries brought: events by what they were, and whether to look now."""
-
-    new: int = 0
-    repeated: int = 0
-    unreadable: int = 0
-    hints: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Announcements:
-    """How well an account's webhooks did: the newest event, and moves that came without one.
-
-    Both since the first event of the time that was asked for; ``heard_at`` is None without any.
-    """
-
-    heard_at: datetime | None
-    missed: int
-
-    @property
-    def work(self) -> bool:
-        """Whether webhooks are known to work: some came, and nothing moved without one."""
-        return self.heard_at is not None and self.missed == 0
-
-
-@dataclass(frozen=True, slots=True)
 class Hint:
-    """That an order should be asked for: since when, and the status that was announced if any."""
+    """That an order should be asked for: since when, and the status it should have, if any."""
 
     order_id: str
     hinted_at: datetime
@@ -116,13 +90,13 @@ def is_answered(hint: Hint, served: str) -> bool:
     return hint.status is None or not is_open(served) or has_reached(served, hint.status)
 
 
-def next_look_at_hint(hint: Hint, now: datetime) -> datetime | None:
+def next_check_of_hint(hint: Hint, now: datetime) -> datetime | None:
     """Return when to ask again while the API lags behind the webhook; None to leave it there.
 
     Each wait is as long as all before it: 2 s, doubling, to ten minutes, for an hour.
     """
     age = now - hint.hinted_at
-    if not timedelta(0) <= age < _PATIENCE:
+    if not timedelta(0) <= age < _GIVEN_UP_AFTER:
         return None
     return now + min(max(age, _FIRST), _LONGEST)
 
@@ -142,34 +116,3 @@ class Subscription:
     created_at: datetime
     account_ids: tuple[str, ...]
     secret: str = field(repr=False)
-
-
-class WebhookLedger(Protocol):
-    """The part of the ledger that webhooks need, see :class:`harvester.domain.ledger.Ledger`."""
-
-    async def record_deliveries(self, deliveries: Sequence[Delivery]) -> Heard:
-        """Record what webhooks brought and make the orders they are about due now.
-
-        Idempotent by event; an event about an order of an account that is not followed is kept
-        and asks for nothing.
-        """
-        ...
-
-    async def forget_deliveries(self, before: datetime) -> int:
-        """Delete events that were heard before an instant; return how many."""
-        ...
-
-    async def hinted_accounts(self, now: datetime) -> set[str]:
-        """Return ids of unparked accounts with orders that a webhook says to look at now."""
-        ...
-
-    async def claim_strangers(self, account_id: str, now: datetime) -> list[str]:
-        """Return the account's orders to be asked for that only a webhook ever told of.
-
-        Each is due again later, or given up when Lune has not known it for too long.
-        """
-        ...
-
-    async def announcements(self, account_id: str, since: datetime) -> Announcements:
-        """Return whether webhooks told of what happened in an account since an instant."""
-        ...

@@ -1,4 +1,4 @@
-"""The nouns: accounts, orders, pages, what was set aside, what became of a certificate."""
+"""The nouns: accounts, orders, pages, rejected orders, what became of a certificate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def is_identifier(text: str) -> bool:
     """Tell whether a served id is safe to put in a path: 1 to 64 of ``A-Za-z0-9_-``.
 
     Lune's ids are 32 letters and digits (the schema's examples); anything else could name
-    another folder and is set aside.
+    another folder and is rejected.
     """
     return _IDENTIFIER.fullmatch(text) is not None
 
 
 class Source(StrEnum):
-    """What made us look when a status was observed."""
+    """What made us ask when a status was observed."""
 
     SWEEP = "sweep"
     CHECK = "check"
@@ -83,7 +83,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class RejectedOrder:
     """A listed object that could not be read as an order.
 
     ``reference`` is its served id made printable and shortened, or a digest where it has none;
@@ -100,8 +100,26 @@ class OrderPage:
     """One page of a listing, newest first; ``next_cursor`` is None on the last page."""
 
     orders: tuple[Order, ...]
-    set_aside: tuple[SetAside, ...]
-    next_cursor: str | None
+    rejected: tuple[RejectedOrder, ...] = ()
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFilter:
+    """Which orders are meant; None means any. ``since`` is inclusive, ``until`` exclusive.
+
+    Both are about ``created_at``. ``certificate`` is a state of :class:`CertificateState` or
+    ``none`` for orders that owe none.
+    """
+
+    accounts: frozenset[str] | None = None
+    status: str | None = None
+    certificate: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+EVERYTHING = OrderFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +133,8 @@ class CertificateBody:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A whole PDF under its final name: key below the archive's root, SHA-256, size in bytes."""
+    """A file under its final name: path below the archive's root, SHA-256, size in bytes."""
 
-    key: str
+    path: str
     sha256: str
     size: int

@@ -47,7 +47,7 @@ class Purchase:
     kind: Kind
     request: Mapping[str, Any] = field(repr=False)
 
-    def quote_request(self) -> dict[str, Any]:
+    def priced(self) -> dict[str, Any]:
         """Return the part of the request that is priced."""
         return {name: value for name, value in self.request.items() if name != "metadata"}
 
@@ -118,7 +118,7 @@ def by_estimate(
     return Purchase("estimate", {"estimate_id": estimate_id} | _shared(bundles, metadata))
 
 
-def check_key(key: str) -> str:
+def check_idempotency_key(key: str) -> str:
     """Return an idempotency key that Lune takes; ValueError with the rule otherwise."""
     if not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
         raise ValueError(f"an idempotency key has 1 to {LONGEST_KEY} printable characters")
@@ -131,6 +131,14 @@ def parse_share(text: str) -> BundleShare:
     if not is_identifier(bundle_id):
         raise ValueError("a bundle id should be letters, digits, - and _ only")
     return BundleShare(bundle_id, _positive(percent) if separator else None)
+
+
+def in_doubt(reason: object, key: str) -> str:
+    """Say of an order that nobody knows whether Lune took it, and how to find out."""
+    return (
+        f"nobody knows yet whether Lune took the order: {reason}. Run the same command with "
+        f"--idempotency-key {key}: that finds it or places it, and never buys twice"
+    )
 
 
 def _positive(text: str) -> Decimal:

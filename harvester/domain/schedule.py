@@ -1,17 +1,17 @@
-"""When to look next: orders by how long they have been still, certificates by how it went."""
+"""When to check next: orders by how long they have been still, certificates by how it went."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from harvester.domain.lifecycle import COMPLETE, PAID, PLACED, RECEIVED, RETIRING
 from harvester.domain.orders import CertificateState
 
-NOT_YET_PATIENCE = timedelta(hours=72)
+OVERDUE_AFTER = timedelta(hours=72)
 """How long a missing certificate of a complete order counts as late, not as failed."""
 
 _NOT_YET_FIRST = timedelta(seconds=10)
@@ -29,28 +29,30 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
 )
 """How readily an order leaves a status, unless the configuration or the ledger says better."""
 
-WORTH = 1.0
-"""What one request is worth: so many seconds of one order's change going unnoticed."""
+REQUEST_COST = 1.0
+"""What one request costs: so many seconds of one order's change going unnoticed."""
 
 _OTHER_WEIGHT = 0.5
 _FORMER_DEPARTURES = 20
-_MOST_WORTH = 1e9
+_HIGHEST_COST = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Cadence:
-    """The operator's bounds: no order is looked at more often, none is left for longer.
+class Schedule:
+    """The operator's bounds: no order is checked more often, none is left for longer.
 
     ``interim`` says whether an order's certificate is also wanted while it is retiring. Between
-    the bounds the expected delay decides, see :meth:`next_look`; ``weights`` by status and
-    ``worth`` are its measures.
+    the bounds the expected delay decides, see :meth:`next_check`; ``weights`` by status and
+    ``request_cost`` are its measures. ``request_budget`` is how many requests a second may go into
+    checks of open orders.
     """
 
     sweep_interval: timedelta
     longest_interval: timedelta
     interim: bool = False
     weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
-    worth: float = WORTH
+    request_cost: float = REQUEST_COST
+    request_budget: float = math.inf
 
     def chance(self, status: str, stillness: timedelta) -> float:
         """Return an order's chance of changing, a second, after being still for so long.
@@ -60,41 +62,42 @@ class Cadence:
         still = max(stillness, _YOUNGEST).total_seconds()
         return self.weights.get(status, _OTHER_WEIGHT) / still
 
-    def next_look(self, now: datetime, chances: Iterable[float]) -> datetime:
-        """Return when to look again at open orders that one request shows.
+    def next_check(self, now: datetime, chances: Iterable[float]) -> datetime:
+        """Return when to check open orders again that one request shows.
 
-        With H their chances of changing added up, D seconds without a look hide H x D^2 / 2
-        order-seconds of delay; the look is due when that reaches ``worth``. So a page with many
-        open orders is looked at more often than a single old one.
+        With H their chances of changing added up, D seconds without a check hide H x D^2 / 2
+        order-seconds of delay; the check is due when that reaches ``request_cost``. So a page with
+        many open orders is asked for more often than a single old one.
         """
         total = sum(chances)
         wait = self.longest_interval
         if total > 0:
-            wait = min(wait, timedelta(seconds=min(math.sqrt(2 * self.worth / total), 1e9)))
+            seconds = min(math.sqrt(2 * self.request_cost / total), 1e9)
+            wait = min(wait, timedelta(seconds=seconds))
         return now + max(self.sweep_interval, wait)
 
-    def next_sweep(self, now: datetime, *, announced: bool = False) -> datetime:
+    def next_sweep(self, now: datetime, *, webhooks_work: bool = False) -> datetime:
         """Return when the newest page of an account is due again.
 
-        ``announced``: webhooks are known to say what is new, so that looking can be rarer.
+        ``webhooks_work``: they are known to say what is new, so that sweeps can be rarer.
         """
-        return now + (self.slowest_sweep if announced else self.sweep_interval)
+        return now + (self.slowest_sweep if webhooks_work else self.sweep_interval)
 
     @property
     def slowest_sweep(self) -> timedelta:
-        """How often the newest page is still looked at where webhooks say what is new."""
+        """How often the newest page is still read where webhooks say what is new."""
         return max(self.sweep_interval, min(_RARER * self.sweep_interval, self.longest_interval))
 
     def next_sweep_after_fault(self, now: datetime) -> datetime:
-        """Return when an account or order that could not be looked at is tried again."""
+        """Return when an account or order that could not be asked for is tried again."""
         return now + min(self.sweep_interval, _OUTAGE_LONGEST)
 
-    def next_try_of_parked(self, now: datetime) -> datetime:
+    def next_sweep_of_parked(self, now: datetime) -> datetime:
         """Return when a refused account is tried again: slowly, since only a person mends it."""
         return now + max(self.sweep_interval, min(self.longest_interval, _PARKED_LONGEST))
 
     def next_confirmation(self, now: datetime) -> datetime:
-        """Return when an order that went where it cannot is looked at again."""
+        """Return when an order that went where it cannot is checked again."""
         return now + self.longest_interval
 
     def horizon(self, now: datetime) -> datetime:
@@ -108,60 +111,62 @@ class Cadence:
         """Tell whether an order in this status should have a certificate in the archive."""
         return status == COMPLETE or (self.interim and status == RETIRING)
 
+    def learned_from(self, durations: Iterable[StatusDuration], former: Schedule) -> Schedule:
+        """Return this schedule with the weights that the durations suggest; see ``former``.
+
+        The likeliest weight, when the chance to leave is weight / stillness, is departures over
+        the sum of the logarithms of the durations; the ``former`` weights count as so many
+        departures more, and stand where the durations say little.
+        """
+        departures = dict.fromkeys(former.weights, float(_FORMER_DEPARTURES))
+        logarithms = {
+            status: _FORMER_DEPARTURES / weight for status, weight in former.weights.items()
+        }
+        for one in durations:
+            if one.status in departures:
+                departures[one.status] += one.ended
+                longer = one.seconds / _YOUNGEST.total_seconds()
+                logarithms[one.status] += math.log(max(longer, 1.0))
+        learned = {status: departures[status] / logarithms[status] for status in departures}
+        return replace(self, weights=learned)
+
+    def within_budget(self, requests: int, seconds: float) -> Schedule:
+        """Return this schedule at the cost that keeps checks within the budget.
+
+        Page ranges are asked for at a rate that falls with the root of the cost; when the last
+        ``seconds`` took more ``requests`` than the budget, the cost rises by the square of the
+        excess, and it comes back by a tenth a round.
+        """
+        excess = requests / max(seconds, 1.0) / self.request_budget
+        if excess > 1:
+            cost = min(self.request_cost * min(excess, 4.0) ** 2, _HIGHEST_COST)
+        else:
+            cost = max(REQUEST_COST, self.request_cost * 0.9)
+        return replace(self, request_cost=cost)
+
 
 @dataclass(frozen=True, slots=True)
-class Stay:
-    """How long an order was in a status, in seconds, and whether it has left it."""
+class StatusDuration:
+    """How long an order was in a status, in seconds, and whether that has ended."""
 
     status: str
     seconds: float
-    left: bool
+    ended: bool
 
 
-def learn_weights(
-    stays: Iterable[Stay], former: Mapping[str, float] = WEIGHTS
-) -> Mapping[str, float]:
-    """Return weights by status as the stays suggest them, the former where they say little.
-
-    The likeliest weight, when the chance to leave is weight / stillness, is departures over the
-    sum of the logarithms of the stays; the former ones count as so many departures more.
-    """
-    departures = dict.fromkeys(former, float(_FORMER_DEPARTURES))
-    logarithms = {status: _FORMER_DEPARTURES / weight for status, weight in former.items()}
-    for stay in stays:
-        if stay.status in departures:
-            departures[stay.status] += stay.left
-            longer = stay.seconds / _YOUNGEST.total_seconds()
-            logarithms[stay.status] += math.log(max(longer, 1.0))
-    return {status: departures[status] / logarithms[status] for status in departures}
-
-
-def worth_within(worth: float, requests: int, seconds: float, budget: float) -> float:
-    """Return what a request has to be worth, so that looks stay within so many a second.
-
-    The tiles of a listing are asked for at a rate that falls with the root of ``worth``; when the
-    last ``seconds`` took more ``requests`` than the budget, it rises by the square of the excess,
-    and it comes back by a tenth a round.
-    """
-    excess = requests / max(seconds, 1.0) / budget
-    if excess > 1:
-        return min(worth * min(excess, 4.0) ** 2, _MOST_WORTH)
-    return max(WORTH, worth * 0.9)
-
-
-def next_try_not_yet(now: datetime, attempts: int) -> datetime:
+def next_attempt_when_absent(now: datetime, attempts: int) -> datetime:
     """Return when to ask again for a certificate that was not there: 10 s, doubling, to 1 h."""
     return now + _doubled(_NOT_YET_FIRST, attempts, _NOT_YET_LONGEST)
 
 
-def next_try_after_fault(now: datetime, attempts: int) -> datetime:
+def next_attempt_after_fault(now: datetime, attempts: int) -> datetime:
     """Return when to ask again after a faulty answer: 1 min, doubling, to 6 h."""
     return now + _doubled(_FAULT_FIRST, attempts, _FAULT_LONGEST)
 
 
 def state_while_missing(now: datetime, owed_since: datetime) -> CertificateState:
     """Say ``failed`` once a certificate has been missing for longer than is believable."""
-    late = now - owed_since > NOT_YET_PATIENCE
+    late = now - owed_since > OVERDUE_AFTER
     return CertificateState.FAILED if late else CertificateState.OWED
 
 

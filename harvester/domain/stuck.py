@@ -10,13 +10,10 @@ from enum import StrEnum
 from typing import Any, Final
 
 from harvester.domain.lifecycle import PAID, PLACED, RECEIVED, RETIRING
-from harvester.domain.schedule import Stay
-
-STAYS: Final = 2000
-"""Orders, those that moved last, from which it is learned how long a status lasts."""
+from harvester.domain.schedule import StatusDuration
 
 ENOUGH: Final = 20
-"""Ended stays in a status from which its bound is learned."""
+"""Ended durations of a status from which its bound is learned."""
 
 _ASSUMED: Final = {
     RECEIVED: timedelta(days=1),
@@ -24,8 +21,8 @@ _ASSUMED: Final = {
     PAID: timedelta(days=30),
     RETIRING: timedelta(days=90),
 }
-_SHARE: Final = 0.95
-_SLACK: Final = 3
+_QUANTILE: Final = 0.95
+_FACTOR: Final = 3
 _SHORTEST: Final = timedelta(hours=1)
 
 
@@ -62,17 +59,17 @@ class StuckOrder:
 
 
 def bounds(
-    configured: Mapping[str, timedelta | None], stays: Iterable[Stay]
+    configured: Mapping[str, timedelta | None], durations: Iterable[StatusDuration]
 ) -> Mapping[str, Bound]:
     """Return the bound of every open status that Lune documents.
 
-    The configured one; else three times what 95 of 100 stays in that status did not exceed, once
+    The configured one; else three times what 95 of 100 orders did not exceed in that status, once
     twenty of them were seen from beginning to end; else one that comparable providers suggest.
     """
     seen: dict[str, list[float]] = {status: [] for status in _ASSUMED}
-    for stay in stays:
-        if stay.left and stay.status in seen:
-            seen[stay.status].append(stay.seconds)
+    for one in durations:
+        if one.ended and one.status in seen:
+            seen[one.status].append(one.seconds)
     return {
         status: _bound(configured.get(status), sorted(seen[status]), assumed)
         for status, assumed in _ASSUMED.items()
@@ -84,5 +81,5 @@ def _bound(configured: timedelta | None, seconds: list[float], assumed: timedelt
         return Bound(configured, Basis.CONFIGURED)
     if len(seconds) < ENOUGH:
         return Bound(assumed, Basis.ASSUMED)
-    usual = seconds[math.ceil(_SHARE * len(seconds)) - 1]
-    return Bound(max(_SLACK * timedelta(seconds=usual), _SHORTEST), Basis.LEARNED)
+    usual = seconds[math.ceil(_QUANTILE * len(seconds)) - 1]
+    return Bound(max(_FACTOR * timedelta(seconds=usual), _SHORTEST), Basis.LEARNED)

@@ -16,43 +16,46 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from harvester.domain.deliveries import NotTaken
+from harvester.domain.deliveries import DeliveryFailure
 from harvester.domain.events import CERTIFICATE_PATH, Event, event_text, event_variables
 
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
 
 class CommandHook:
-    """A command, not run by a shell. Exit status 0 within ``timeout`` means taken.
+    """A command, not run by a shell. Exit status 0 within ``timeout`` means accepted.
 
-    ``path_of`` turns an archive key into the certificate's path. A command that takes too long is
-    killed with all it started.
+    ``locate`` turns a certificate's path in the archive into where it lies. A command that takes
+    too long is killed with all it started.
     """
 
     def __init__(
-        self, command: Sequence[str], timeout: timedelta, path_of: Callable[[str], Path]
+        self, command: Sequence[str], timeout: timedelta, locate: Callable[[str], Path]
     ) -> None:
         self._command = tuple(command)
         self._timeout = timeout
-        self._path_of = path_of
+        self._locate = locate
 
-    async def send(self, event: Event) -> NotTaken | None:
-        """See the port."""
+    async def send(self, event: Event) -> DeliveryFailure | None:
+        """Run the command, once; None when it exits with 0, else why the event was not accepted."""
         try:
             process = await self._start(event)
         except OSError as error:
-            return NotTaken(f"cannot be run: {error.strerror}")
+            return DeliveryFailure(f"cannot be run: {error.strerror}")
         try:
             async with asyncio.timeout(self._timeout.total_seconds()):
                 await process.communicate(event_text(event).encode() + b"\n")
         except TimeoutError:
-            return NotTaken(f"took longer than {self._timeout.total_seconds():g} s")
+            return DeliveryFailure(f"took longer than {self._timeout.total_seconds():g} s")
         finally:
             await _end(process)
         code = process.returncode or 0
         if code < 0:
-            return NotTaken(f"ended by signal {-code}")
-        return None if code == 0 else NotTaken(f"exit status {code}", of_event=True)
+            return DeliveryFailure(f"ended by signal {-code}")
+        return None if code == 0 else DeliveryFailure(f"exit status {code}", of_event=True)
+
+    async def close(self) -> None:
+        """Do nothing: a command ends with its event."""
 
     async def _start(self, event: Event) -> Process:
         starting = asyncio.create_task(
@@ -61,7 +64,7 @@ class CommandHook:
                 stdin=PIPE,
                 stdout=DEVNULL,
                 stderr=DEVNULL,
-                env=_environment(event, self._path_of, os.environ),
+                env=_environment(event, self._locate, os.environ),
                 start_new_session=True,
             )
         )
@@ -83,12 +86,12 @@ async def _end(process: Process) -> None:
 
 
 def _environment(
-    event: Event, path_of: Callable[[str], Path], ours: Mapping[str, str]
+    event: Event, locate: Callable[[str], Path], ours: Mapping[str, str]
 ) -> dict[str, str]:
     found: dict[str, object] = {name: ours.get(name) for name in _PASSED_ON}
     found |= event_variables(event)
-    key = event.data.get("key")
-    found[CERTIFICATE_PATH] = None if key is None else path_of(key)
+    path = event.data.get("path")
+    found[CERTIFICATE_PATH] = None if path is None else locate(path)
     # A text the system has no way to pass on is in the JSON only.
     return {name: str(value) for name, value in found.items() if _can_be_passed(value)}
 

@@ -1,7 +1,7 @@
-"""Tell receivers what happened: at least once, in order for each order, never giving up silently.
+"""Deliver events: at least once, in order for each order, never giving up silently.
 
-Each receiver is its own business: it has a round of its own, its own failures and its own rests,
-so that a dead one delays no other. What was taken is recorded after a batch; a crash in between
+Each receiver is its own business: it has a round of its own, its own failures and its own pauses,
+so that a dead one delays no other. What was accepted is recorded after a batch; a crash in between
 sends it again, under the same id.
 """
 
@@ -10,174 +10,196 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
 
-from harvester.context import Stop, in_parallel
-from harvester.domain.deliveries import (
-    Failure,
-    NotTaken,
-    Outbox,
-    Pending,
-    Receiver,
-    Settlement,
-    Waiting,
-    next_try,
-    rest_until,
+from harvester.context import Context, in_parallel
+from harvester.domain.deliveries import DeliveryFailure, next_attempt, pause_until
+from harvester.domain.events import Event, EventFilter
+from harvester.ledger.database import Database
+from harvester.ledger.outbox import (
+    Delivery,
+    FailedAttempt,
+    due_deliveries,
+    hurry_deliveries,
+    park_receiver,
+    prune_events,
+    register_receivers,
+    resend_events,
+    settle_deliveries,
 )
-from harvester.domain.events import Event
 
 log = structlog.get_logger()
 
 _BATCH = 50
-_GIVE_UP = 3
+_MAX_FAILURES = 3
 """Failures without a success after which a receiver is taken to be dead, not an event bad."""
-_ROUND = 60.0
-"""Seconds after which a round begins no more events; the next one goes on."""
-_LONGEST_REST = timedelta(hours=1)
+_LONGEST_PAUSE = timedelta(hours=1)
+
+
+class Sender(Protocol):
+    """The way to one receiver: :class:`.http.HttpSender` or :class:`.command.CommandHook`."""
+
+    async def send(self, event: Event) -> DeliveryFailure | None:
+        """Send an event, once; None when it was accepted, else why it was not.
+
+        Ends within a deadline of its own. Not idempotent by itself: the event's id is what the
+        receiver knows a repetition by.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back what sending needs. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Who gets events: a name for ever, which ones, over which way, how many at a time."""
+
+    name: str
+    filter: EventFilter
+    sender: Sender
+    width: int = 4
 
 
 @dataclass(slots=True)
-class AnnounceReport:
-    """How many events were taken and how many attempts failed."""
+class DispatchReport:
+    """How many events were accepted and how many attempts failed."""
 
-    taken: int = 0
+    delivered: int = 0
     failed: int = 0
 
-    def add(self, other: AnnounceReport) -> None:
-        """Count another round in."""
-        self.taken += other.taken
-        self.failed += other.failed
+    def add(self, later: DispatchReport) -> None:
+        """Count a later round in."""
+        self.delivered += later.delivered
+        self.failed += later.failed
 
 
 @dataclass(slots=True)
 class _Route:
-    """A receiver and how it is doing; ``rests`` counts those in a row, without a success."""
+    """A receiver and how it is doing; ``pauses`` counts those in a row, without a success."""
 
     receiver: Receiver
-    rests: int = 0
-    rests_until: datetime | None = None
+    pauses: int = 0
+    paused_until: datetime | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def is_resting(self, now: datetime) -> bool:
-        until = self.rests_until
-        return until is not None and now < until < now + _LONGEST_REST
+    def is_paused(self, now: datetime) -> bool:
+        until = self.paused_until
+        return until is not None and now < until < now + _LONGEST_PAUSE
 
 
 @dataclass(slots=True)
 class _Batch:
-    """One batch on its way to a receiver; ``patience`` is how many failures in a row it bears."""
+    """One batch on its way to a receiver; it ends early after ``max_failures`` in a row."""
 
-    settlement: Settlement
-    patience: int
+    max_failures: int
     until: float
-    touched: set[int] = field(default_factory=set)
+    delivered: list[int] = field(default_factory=list)
+    failed: dict[int, FailedAttempt] = field(default_factory=dict)
     failures: int = 0
-    taken: int = 0
     gone: str | None = None
 
 
-class Announcer:
-    """Brings the outbox's events to the receivers. ``luck`` gives 0 to 1, to spread attempts."""
+class Dispatcher:
+    """Brings the outbox's events to the receivers. ``jitter`` gives 0 to 1, to spread attempts."""
 
     def __init__(
         self,
-        outbox: Outbox,
+        database: Database,
         receivers: Iterable[Receiver],
-        *,
-        clock: Callable[[], datetime],
-        stop: Stop,
-        luck: Callable[[], float] = random.random,
+        context: Context,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.outbox = outbox
+        self._database = database
         self._routes = {one.name: _Route(one) for one in receivers}
-        self._clock = clock
-        self._stop = stop
-        self._luck = luck
+        self._context = context
+        self._jitter = jitter
 
     @property
-    def receivers(self) -> dict[str, Receiver]:
+    def receivers(self) -> Mapping[str, Receiver]:
         """The receivers by name."""
         return {name: route.receiver for name, route in self._routes.items()}
 
-    async def begin(self) -> None:
-        """Make the configured receivers known, before anything happens they should be told."""
-        for name in await self.outbox.register_receivers(list(self._routes)):
-            log.warning("receiver dropped", receiver=name, reason="not in the configuration")
+    async def register(self) -> None:
+        """Make the receivers known to the ledger, before anything happens that they want."""
+        wanting = {name: one.filter for name, one in self.receivers.items()}
+        for name in await register_receivers(self._database, wanting):
+            log.warning("receiver removed", receiver=name, reason="not in the configuration")
 
-    async def run_once(self) -> AnnounceReport:
-        """Tell every receiver all that is due, each in its own task, as far as it goes."""
-        report = AnnounceReport()
+    async def close(self) -> None:
+        """Close the ways to all receivers. Idempotent."""
+        for receiver in self.receivers.values():
+            await receiver.sender.close()
 
-        async def tell(name: str) -> None:
-            while not self._stop.asked:
-                done = await self.announce(name)
+    async def run_once(self) -> DispatchReport:
+        """Deliver all that is due, to each receiver in its own task, as far as it goes."""
+        report = DispatchReport()
+
+        async def deliver(name: str) -> None:
+            while not self._context.stop.requested:
+                done = await self.deliver(name)
                 report.add(done)
-                if not done.taken:
+                if not done.delivered:
                     return
 
         width = max(len(self._routes), 1)
-        await in_parallel(self._routes, tell, width=width, stop=self._stop, name="announce")
+        stop = self._context.stop
+        await in_parallel(self._routes, deliver, width=width, stop=stop, name="deliver")
         return report
 
-    async def announce(self, name: str) -> AnnounceReport:
-        """Tell one receiver what is due, for a minute at most."""
+    async def deliver(self, name: str) -> DispatchReport:
+        """Deliver what is due to one receiver, for a minute at most."""
         route = self._routes[name]
-        report = AnnounceReport()
-        until = time.monotonic() + _ROUND
+        report = DispatchReport()
+        until = time.monotonic() + self._context.limits.delivery_round
         async with route.turn:
-            while not self._stop.asked and time.monotonic() < until:
-                now = self._clock()
-                if route.is_resting(now):
+            while not self._context.stop.requested and time.monotonic() < until:
+                now = self._context.clock()
+                if route.is_paused(now):
                     break
-                limit = 1 if route.rests else _BATCH
-                receiver = route.receiver
-                pending = await self.outbox.pending(name, receiver.filter, now, limit)
-                if pending is None or not (pending.waiting or pending.reached > pending.cursor):
+                limit = 1 if route.pauses else _BATCH
+                due = await due_deliveries(self._database, name, now, limit)
+                if not due:
                     break
-                batch = await self._send(route, pending, until)
-                report.taken += batch.taken
-                report.failed += len(batch.settlement.failed)
+                batch = await self._send(route, due, until)
+                report.delivered += len(batch.delivered)
+                report.failed += len(batch.failed)
                 if batch.gone is not None:
                     await self._park(name, batch.gone)
                     break
-                if batch.touched:
-                    await self._judge(route, batch)
+                await self._judge(route, batch)
         return report
 
-    async def resend(
-        self, seqs: Sequence[int], name: str | None, at: datetime
-    ) -> list[tuple[int, str]]:
-        """Queue events again for one receiver, or for all; return which for whom.
+    async def resend(self, seqs: Sequence[int], name: str | None) -> list[tuple[int, str]]:
+        """Deliver events again to one receiver, or to all; return which to whom.
 
-        See :meth:`harvester.domain.deliveries.Outbox.resend`.
+        See :func:`harvester.ledger.outbox.resend_events`.
         """
-        chosen = {
-            one.name: one.filter for one in self.receivers.values() if name in {None, one.name}
-        }
+        chosen = [one for one in self._routes if name in {None, one}]
         for one in chosen:
-            self._routes[one].rests_until = None
-        return await self.outbox.resend(seqs, chosen, at)
+            self._routes[one].paused_until = None
+        return await resend_events(self._database, seqs, chosen)
 
-    async def tidy(self) -> None:
+    async def prune(self) -> None:
         """Delete events that are older than they are kept, and say so when somebody missed them."""
-        pruned = await self.outbox.prune(self._clock())
+        pruned = await prune_events(self._database, self._context.clock())
         if pruned.undelivered:
             log.warning("events dropped", undelivered=pruned.undelivered, reason="too old")
 
-    async def _send(self, route: _Route, pending: Pending, until: float) -> _Batch:
+    async def _send(self, route: _Route, due: Iterable[Delivery], until: float) -> _Batch:
         """Send a batch, each order's events one after the other; record how it went."""
-        patience = 1 if route.rests else _GIVE_UP
-        batch = _Batch(Settlement(pending.cursor), patience, until)
-        lanes: dict[tuple[str, str | None], list[Waiting]] = {}
-        for one in pending.waiting:
-            if not one.blocked:
-                lanes.setdefault((one.event.account_id, one.event.order_id), []).append(one)
+        batch = _Batch(1 if route.pauses else _MAX_FAILURES, until)
+        lanes: dict[tuple[str, str | None], list[Delivery]] = {}
+        for one in due:
+            lanes.setdefault((one.event.account_id, one.event.order_id), []).append(one)
 
-        async def send_lane(lane: Sequence[Waiting]) -> None:
+        async def send_lane(lane: Sequence[Delivery]) -> None:
             for one in lane:
                 if not self._goes_on(batch) or not await self._send_one(route, one, batch):
                     return
@@ -187,84 +209,70 @@ class Announcer:
                 lanes.values(),
                 send_lane,
                 width=route.receiver.width,
-                stop=self._stop,
-                name=f"announce-{route.receiver.name}",
+                stop=self._context.stop,
+                name=f"deliver-{route.receiver.name}",
             )
-        finally:  # also when cancelled: what was taken is not sent again
-            _account_for(pending, batch)
-            await self.outbox.settle(route.receiver.name, batch.settlement, self._clock())
+        finally:  # also when cancelled: what was accepted is not sent again
+            await settle_deliveries(
+                self._database, route.receiver.name, batch.delivered, batch.failed
+            )
         return batch
 
     def _goes_on(self, batch: _Batch) -> bool:
         return (
-            not self._stop.asked
+            not self._context.stop.requested
             and batch.gone is None
-            and batch.failures < batch.patience
+            and batch.failures < batch.max_failures
             and time.monotonic() < batch.until
         )
 
-    async def _send_one(self, route: _Route, one: Waiting, batch: _Batch) -> bool:
-        """Send one event; tell whether it was taken."""
+    async def _send_one(self, route: _Route, one: Delivery, batch: _Batch) -> bool:
+        """Send one event; tell whether it was accepted."""
         event = one.event
-        fault = await _attempt(route.receiver, event)
-        batch.touched.add(event.seq)
-        if fault is None:
-            batch.settlement.taken.append(event.seq)
-            batch.taken += 1
+        failure = await _attempt(route.receiver, event)
+        if failure is None:
+            batch.delivered.append(event.seq)
             batch.failures = 0
             return True
-        batch.failures += not fault.of_event
+        batch.failures += not failure.of_event
         attempts = one.attempts + 1
-        due = next_try(self._clock(), attempts, self._luck())
-        batch.settlement.failed[event.seq] = Failure(attempts, due, fault.reason)
-        if fault.gone:
-            batch.gone = fault.reason
+        due = next_attempt(self._context.clock(), attempts, self._jitter())
+        batch.failed[event.seq] = FailedAttempt(attempts, due, failure.reason)
+        if failure.gone:
+            batch.gone = failure.reason
         log.warning(
-            "event not taken",
+            "delivery failed",
             receiver=route.receiver.name,
             seq=event.seq,
             type=event.type,
             order=event.order_id,
             attempts=attempts,
-            reason=fault.reason,
+            reason=failure.reason,
+            next_attempt_at=due.isoformat(timespec="seconds"),
         )
         return False
 
     async def _park(self, name: str, reason: str) -> None:
-        await self.outbox.park_receiver(name, reason)
+        await park_receiver(self._database, name, reason)
         todo = f"mend it, then `harvester events resend --receiver {name}`"
         log.warning("receiver parked", receiver=name, reason=reason, todo=todo)
 
     async def _judge(self, route: _Route, batch: _Batch) -> None:
-        """Leave a receiver alone that took nothing; begin anew with one that takes again."""
-        if batch.taken:
-            was_dead, route.rests, route.rests_until = route.rests > 1, 0, None
+        """Leave a receiver alone that accepted nothing; begin anew with one that accepts again."""
+        if batch.delivered:
+            was_dead, route.pauses, route.paused_until = route.pauses > 1, 0, None
             if was_dead:
-                await self.outbox.hurry(route.receiver.name, self._clock())
-                log.info("receiver takes events again", receiver=route.receiver.name)
-        elif batch.failures >= batch.patience:
-            route.rests += 1
-            route.rests_until = rest_until(self._clock(), route.rests, self._luck())
+                await hurry_deliveries(self._database, route.receiver.name)
+                log.info("deliveries resumed", receiver=route.receiver.name)
+        elif batch.failures >= batch.max_failures:
+            route.pauses += 1
+            route.paused_until = pause_until(self._context.clock(), route.pauses, self._jitter())
 
 
-async def _attempt(receiver: Receiver, event: Event) -> NotTaken | None:
+async def _attempt(receiver: Receiver, event: Event) -> DeliveryFailure | None:
     try:
         return await receiver.sender.send(event)
     except Exception as error:
-        # A fault of ours with one event must not keep the others from being told.
-        log.exception("sending broke", receiver=receiver.name, seq=event.seq)
-        return NotTaken(f"a fault of the harvester: {type(error).__name__}")
-
-
-def _account_for(pending: Pending, batch: _Batch) -> None:
-    """Move the cursor on as far as was looked at; queue what lies before it and was not sent."""
-    beyond = [one.event.seq for one in pending.waiting if not one.queued]
-    blocked = {one.event.seq for one in pending.waiting if one.blocked}
-    sent = [seq for seq in beyond if seq in batch.touched]
-    if batch.touched.issuperset(set(beyond) - blocked):
-        batch.settlement.cursor = pending.reached
-    elif sent:
-        batch.settlement.cursor = max(sent)
-    batch.settlement.queued += [
-        seq for seq in beyond if seq not in batch.touched and seq <= batch.settlement.cursor
-    ]
+        # A fault of ours with one event must not keep the others from being delivered.
+        log.exception("delivery failed unexpectedly", receiver=receiver.name, seq=event.seq)
+        return DeliveryFailure(f"a fault of the harvester: {type(error).__name__}")

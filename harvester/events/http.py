@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from harvester.config.secrets import Secret
-from harvester.domain.deliveries import NotTaken
+from harvester.domain.deliveries import DeliveryFailure
 from harvester.domain.errors import ConfigurationError
 from harvester.domain.events import MEDIA_TYPE, Event, event_text
 from harvester.domain.urls import is_public, literal_address
 from harvester.events.signing import read_signer
 
-DEADLINE: Final = 10.0
-"""Seconds for the whole of one attempt, looking the name up included."""
-
 _LARGEST_ANSWER: Final = 4096
 _GONE: Final = 410
 _OF_EVENT: Final = frozenset({400, 406, 409, 413, 415, 422})
-"""What a receiver answers that is well, and dislikes what it was sent (RFC 9110)."""
+"""What a receiver answers that is well, and rejects what it was sent (RFC 9110)."""
 _PRIVATE: Final = "the host is a private address; allow_private = true allows it"
 
 
@@ -56,10 +53,24 @@ class PublicResolver(AbstractResolver):
         await self._resolver.close()
 
 
-class HttpSender:
-    """One receiver's URL; use it as a context. Each of ``secrets`` signs, read anew each time.
+@dataclass(frozen=True, slots=True)
+class SenderOptions:
+    """What an HTTP sender may be made with.
 
-    No redirect is followed, no proxy or cookie used, no answer's body read; 2xx means taken. The
+    ``timeout`` is for the whole of one attempt, in seconds, looking the name up included.
+    """
+
+    allow_private: bool = False
+    timeout: float = 10.0
+    width: int = 4
+    agent: str = "lune-harvester"
+    resolver: AbstractResolver | None = None
+
+
+class HttpSender:
+    """One receiver's URL. Each of ``secrets`` signs, read anew each time.
+
+    No redirect is followed, no proxy or cookie used, no answer's body read; 2xx means accepted. The
     URL may hold a password of the receiver's, so no message shows it.
     """
 
@@ -67,71 +78,58 @@ class HttpSender:
         self,
         url: str,
         secrets: Sequence[Secret],
-        *,
         clock: Callable[[], datetime],
-        agent: str,
-        allow_private: bool = False,
-        deadline: float = DEADLINE,
-        width: int = 4,
-        resolver: AbstractResolver | None = None,
+        options: SenderOptions | None = None,
     ) -> None:
         self._url = url
         self._secrets = secrets
         self._clock = clock
-        self._agent = agent
-        self._allow_private = allow_private
-        self._deadline = deadline
-        self._width = width
-        self._resolver = resolver
+        self._options = options or SenderOptions()
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Self:
-        resolver = self._resolver or aiohttp.ThreadedResolver()
-        if not self._allow_private:
-            resolver = PublicResolver(resolver)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._width, resolver=resolver),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._deadline),
-            headers={"User-Agent": self._agent, "Accept-Encoding": "identity"},
-            read_bufsize=_LARGEST_ANSWER,
-            auto_decompress=False,
-            trust_env=False,
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    async def send(self, event: Event) -> NotTaken | None:
-        """See the port."""
+    async def send(self, event: Event) -> DeliveryFailure | None:
+        """Post the event, once; None when the answer is 2xx, else why it was not accepted."""
         # A literal address is never looked up, so the resolver does not see it.
         address = literal_address(self._url)
-        if address is not None and not self._allow_private and not is_public(address):
-            return NotTaken(_PRIVATE)
+        if address is not None and not self._options.allow_private and not is_public(address):
+            return DeliveryFailure(_PRIVATE)
         body = event_text(event)
         try:
             return _judged(await self._post(self._headers(event, body), body.encode()))
         except ConfigurationError as error:
-            return NotTaken(str(error))
+            return DeliveryFailure(str(error))
         except TimeoutError:
-            return NotTaken(f"no answer within {self._deadline:g} s")
+            return DeliveryFailure(f"no answer within {self._options.timeout:g} s")
         except (aiohttp.ClientError, ValueError) as error:
-            return NotTaken(_told(error))
+            return DeliveryFailure(_told(error))
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def _post(self, headers: Mapping[str, str], body: bytes) -> int:
-        if self._session is None:
-            raise RuntimeError("not open: use the sender as a context")
+        self._session = self._session or self._open()
         async with self._session.post(
             self._url, data=body, headers=headers, allow_redirects=False
         ) as answer:
             return answer.status
+
+    def _open(self) -> aiohttp.ClientSession:
+        options = self._options
+        resolver = options.resolver or aiohttp.ThreadedResolver()
+        if not options.allow_private:
+            resolver = PublicResolver(resolver)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=options.width, resolver=resolver),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=options.timeout),
+            headers={"User-Agent": options.agent, "Accept-Encoding": "identity"},
+            read_bufsize=_LARGEST_ANSWER,
+            auto_decompress=False,
+            trust_env=False,
+        )
 
     def _headers(self, event: Event, body: str) -> dict[str, str]:
         at = self._clock()
@@ -156,9 +154,9 @@ def _told(error: Exception) -> str:
     return f"no connection: {error.os_error.strerror or type(error).__name__}"
 
 
-def _judged(status: int) -> NotTaken | None:
+def _judged(status: int) -> DeliveryFailure | None:
     if 200 <= status < 300:
         return None
     if 300 <= status < 400:
-        return NotTaken(f"status {status}: redirects are not followed")
-    return NotTaken(f"status {status}", gone=status == _GONE, of_event=status in _OF_EVENT)
+        return DeliveryFailure(f"status {status}: redirects are not followed")
+    return DeliveryFailure(f"status {status}", gone=status == _GONE, of_event=status in _OF_EVENT)

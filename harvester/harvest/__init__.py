@@ -1,1 +1,1 @@
-"""The harvest: look at orders, fetch certificates, and the loops that do it over and over."""
+"""The harvest: check orders, fetch certificates, track, buy, verify; the steps of every loop."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
 
+from harvester.context import Context
 from harvester.domain.errors import AccountRefused, ConfigurationError
-from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account
-from harvester.domain.ports import Lune
-from harvester.domain.schedule import Cadence
+from harvester.ledger.accounts import park_account, record_accounts, recorded_modes
+from harvester.ledger.database import Database
+from harvester.lune.client import LuneClient
 
 log = structlog.get_logger()
 
@@ -26,21 +27,16 @@ class AccountBook:
     """
 
     def __init__(
-        self,
-        lune: Lune,
-        ledger: Ledger,
-        wanted: Sequence[str],
-        cadence: Cadence,
-        clock: Callable[[], datetime],
+        self, lune: LuneClient, database: Database, wanted: Sequence[str], context: Context
     ) -> None:
         self._lune = lune
-        self._ledger = ledger
+        self._database = database
         self._wanted = tuple(wanted)
-        self._clock = clock
-        self._cadence = cadence
+        self._context = context
         # Under "all", accounts appear at any time; otherwise only a beneficiary's name changes.
+        schedule = context.schedule
         everything = ALL in self._wanted
-        self._every = cadence.sweep_interval if everything else cadence.longest_interval
+        self._every = schedule.sweep_interval if everything else schedule.longest_interval
         self._known: list[Account] = []
         self._unreached: dict[str, str] = {}
         self._refreshed_at: datetime | None = None
@@ -56,17 +52,13 @@ class AccountBook:
         ``ConfigurationError`` when the key's mode is not the one the ledger has seen: test and
         live orders are never mixed.
         """
-        now = self._clock()
+        now = self._context.clock()
         # abs(): a clock that stepped back must not keep an old list for ever.
-        if self._refreshed_at is None or abs(now - self._refreshed_at) >= self._patience(now):
+        if self._refreshed_at is None or abs(now - self._refreshed_at) >= self._interval(now):
             self._known = await self._fetch()
-            await self._ledger.record_accounts(self._known, now)
+            await record_accounts(self._database, self._known, now)
             self._refreshed_at = now
         return self._known
-
-    def _patience(self, now: datetime) -> timedelta:
-        parked = self._cadence.next_try_of_parked(now) - now
-        return min(self._every, parked) if self._unreached else self._every
 
     async def account(self, account_id: str | None) -> Account:
         """Return one account the key reaches, followed or not; None means the default one.
@@ -82,8 +74,12 @@ class AccountBook:
             else await self._lune.fetch_account(account_id)
         )
         await self._require_mode([found])
-        await self._ledger.record_accounts([found], self._clock())
+        await record_accounts(self._database, [found], self._context.clock())
         return found
+
+    def _interval(self, now: datetime) -> timedelta:
+        parked = self._context.schedule.next_sweep_of_parked(now) - now
+        return min(self._every, parked) if self._unreached else self._every
 
     async def _fetch(self) -> list[Account]:
         if ALL in self._wanted:
@@ -110,7 +106,7 @@ class AccountBook:
 
     async def _require_mode(self, found: Iterable[Account]) -> None:
         """Raise ``ConfigurationError`` unless these are of one mode, and it is the ledger's."""
-        held = await self._ledger.modes()
+        held = await recorded_modes(self._database)
         for account in found:
             held = held or {account.mode}
             if account.mode not in held:
@@ -119,3 +115,13 @@ class AccountBook:
                     f"{'/'.join(sorted(held))} orders; use the other key, or another ledger and "
                     "archive for this one"
                 )
+
+
+async def park(
+    database: Database, account: Account, refusal: AccountRefused, context: Context
+) -> None:
+    """Leave an account alone that Lune refuses, until it may have been mended; log it once."""
+    now = context.clock()
+    until = context.schedule.next_sweep_of_parked(now)
+    if await park_account(database, account.id, str(refusal), until, now):
+        log.warning("account parked", account=account.id, reason=str(refusal))

@@ -9,40 +9,44 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 
 import structlog
 
-from harvester.domain.errors import HarvesterError, StorageUnavailable
-from harvester.domain.ledger import Ledger
-from harvester.domain.lifecycle import COMPLETE
+from harvester.archive.directory import DirectoryArchive, NewFile
+from harvester.archive.pdf import check_pdf
+from harvester.context import Context
+from harvester.domain.certificate_names import CertificateNames
+from harvester.domain.certificates import Certificate, NewCertificate
+from harvester.domain.errors import CertificateRejected, HarvesterError, StorageUnavailable
 from harvester.domain.orders import CertificateBody, CertificateKind, StoredFile
-from harvester.domain.ports import Archive, Naming
-from harvester.domain.records import KnownCertificate, KnownOrder, NewCertificate
+from harvester.ledger.certificates import (
+    DueCertificate,
+    read_certificates,
+    record_certificates,
+)
+from harvester.ledger.database import Database
 
 log = structlog.get_logger()
 
-MOST_VERSIONS = 1000
-
+_MOST_VERSIONS = 1000
 _MOST_AT_ONCE = 64
-
-
-def kind_of(order: KnownOrder) -> CertificateKind:
-    """Return what a certificate served for the order now is: final once it is complete."""
-    return CertificateKind.FINAL if order.status == COMPLETE else CertificateKind.INTERIM
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A certificate on its way: the versions it may be, each with its key, and how it ended."""
+    """A certificate on its way: its digest once it is checked, the names it may have, its end.
 
-    order: KnownOrder
+    A name is a version and its path.
+    """
+
+    due: DueCertificate
     body: CertificateBody
-    names: Iterator[tuple[int, str]]
+    sha256: str = ""
+    names: Iterator[tuple[int, str]] | None = None
     name: tuple[int, str] | None = None
-    checked: bool = False
     stored: bool = False
     fault: Exception | None = None
 
@@ -51,38 +55,30 @@ class _Item:
         return self.stored or self.fault is not None
 
 
-class Filer:
-    """Checks, stores and records certificates; ``check`` raises ``CertificateRejected``."""
+class Filing:
+    """Checks, stores and records certificates."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        archive: Archive,
-        *,
-        name: Naming,
-        check: Callable[[bytes], None],
-        clock: Callable[[], datetime],
+        database: Database,
+        archive: DirectoryArchive,
+        names: CertificateNames,
+        context: Context,
     ) -> None:
-        self._ledger = ledger
+        self._database = database
         self._archive = archive
-        self._name = name
-        self._check = check
-        self._clock = clock
+        self._names = names
+        self._clock = context.clock
         self._turn = asyncio.Lock()
         self._waiting: list[_Item] = []
 
-    def key(self, order: KnownOrder, version: int) -> str:
-        """Return the key of a version of the order's certificate."""
-        interim = kind_of(order) is CertificateKind.INTERIM
-        return self._name(order.account_id, order.id, order.created_at, version, interim=interim)
-
-    async def file(self, order: KnownOrder, body: CertificateBody) -> None:
+    async def file(self, due: DueCertificate, body: CertificateBody) -> None:
         """Store the bytes under the version they are, or as the next one, and record it.
 
         Durable when this returns. Raises ``CertificateRejected`` for what is no whole PDF,
         ``StorageUnavailable`` and the ledger's errors. Idempotent.
         """
-        item = _Item(order, body, await self._names(order, body))
+        item = _Item(due, body)
         self._waiting.append(item)
         while not item.ended:
             async with self._turn:  # whoever gets the turn writes for all who wait
@@ -91,25 +87,65 @@ class Filer:
         if item.fault is not None:
             raise item.fault
 
-    async def record(self, order: KnownOrder, version: int, file: StoredFile, event: str) -> None:
-        """Record a file that lies in the archive already."""
-        await self._record([self._new(order, version, file, None)], event)
+    async def already_in_archive(self, dues: Iterable[DueCertificate]) -> set[DueCertificate]:
+        """Return those under whose next name a file lies already.
 
-    async def _names(self, order: KnownOrder, body: CertificateBody) -> Iterator[tuple[int, str]]:
-        """Return the versions the bytes may be, with their keys: a recorded one, then new ones."""
-        fresh = ((n, self.key(order, n)) for n in range(order.version + 1, MOST_VERSIONS))
-        if not order.version:
-            return fresh
-        recorded = await self._ledger.certificates(order.account_id, order.id)
-        sha256 = hashlib.sha256(body.data).hexdigest()
-        same = [(one.version, one.file.key) for one in recorded if one.file.sha256 == sha256]
-        return itertools.chain(same, fresh)
+        A crash between a file and its row leaves one, and so does a ledger that was lost.
+        """
+        paths: dict[str, DueCertificate] = {}
+        for due in dues:
+            with suppress(Exception):  # this order's own fault, raised when it is filed
+                paths[self._path(due, due.newest_version + 1)] = due
+        return {paths[path] for path in await self._archive.existing(paths)}
+
+    async def recover(self, due: DueCertificate) -> bool:
+        """Record whole files that lie under this order's next names without a row; tell if any."""
+        recovered = False
+        for version in range(due.newest_version + 1, _MOST_VERSIONS):
+            path = self._path(due, version)
+            data = await self._archive.read(path)
+            if data is None:
+                break
+            try:
+                await asyncio.to_thread(check_pdf, data)
+            except CertificateRejected:
+                break  # not ours; it is left alone and a free name is found when filing
+            file = await self._archive.put(path, data)
+            if file is None:
+                break
+            await self._record([self._new(due, version, file, None)], "certificate recovered")
+            recovered = True
+        return recovered
+
+    async def reject(self, due: DueCertificate, data: bytes, reason: CertificateRejected) -> None:
+        """Keep bytes that are no certificate for inspection, as far as there is room."""
+        await self._archive.quarantine(due.order_id, data, str(reason))
+
+    async def probe(self) -> None:
+        """Try the archive; ``StorageUnavailable`` says why it takes no files."""
+        await self._archive.probe()
+
+    def _path(self, due: DueCertificate, version: int) -> str:
+        interim = due.kind is CertificateKind.INTERIM
+        return self._names.path(
+            due.account_id, due.order_id, due.created_at, version, interim=interim
+        )
+
+    async def _possible_names(self, item: _Item) -> Iterator[tuple[int, str]]:
+        """Return the versions the bytes may be, with their paths: a recorded one, then new ones."""
+        due = item.due
+        new = ((n, self._path(due, n)) for n in range(due.newest_version + 1, _MOST_VERSIONS))
+        if not due.newest_version:
+            return new
+        recorded = await read_certificates(self._database, due.account_id, due.order_id)
+        same = [one for one in recorded if one.file.sha256 == item.sha256]
+        return itertools.chain(((one.version, one.file.path) for one in same), new)
 
     async def _write_group(self) -> None:
         group = self._waiting[:_MOST_AT_ONCE]
         del self._waiting[:_MOST_AT_ONCE]
         try:
-            await self._check_all([item for item in group if not item.checked])
+            await asyncio.to_thread(_check, [item for item in group if not item.sha256])
             await self._store([item for item in group if not item.ended])
         except HarvesterError as fault:
             for item in group:
@@ -119,29 +155,20 @@ class Filer:
             # A name was taken, or this was cancelled: those go on in a later group.
             self._waiting += [item for item in group if not item.ended]
 
-    async def _check_all(self, items: Sequence[_Item]) -> None:
-        def check() -> None:
-            for item in items:
-                try:
-                    self._check(item.body.data)
-                except Exception as fault:  # noqa: BLE001 - raised to the one who filed it
-                    item.fault = fault
-                item.checked = True
-
-        await asyncio.to_thread(check)
-
     async def _store(self, items: Sequence[_Item]) -> None:
         named = []
         for item in items:
+            if item.names is None:
+                item.names = await self._possible_names(item)
             item.name = item.name or next(item.names, None)
             if item.name is None:
-                words = f"order {item.order.id}: {MOST_VERSIONS} names are taken"
+                words = f"order {item.due.order_id}: {_MOST_VERSIONS} names are taken"
                 item.fault = StorageUnavailable(words)
             else:
                 named.append((item, *item.name))
         if not named:
             return
-        files = [(key, item.body.data) for item, _, key in named]
+        files = [NewFile(path, item.body.data, item.sha256) for item, _, path in named]
         done: list[tuple[_Item, NewCertificate]] = []
         for (item, version, _), file in zip(named, await self._archive.put_all(files), strict=True):
             if isinstance(file, StorageUnavailable):
@@ -149,21 +176,21 @@ class Filer:
             elif file is None:
                 item.name = None  # taken by other bytes
             else:
-                done.append((item, self._new(item.order, version, file, item.body.cf_ray)))
+                done.append((item, self._new(item.due, version, file, item.body.cf_ray)))
         if done:
-            await self._record([new for _, new in done], "certificate filed")
+            await self._record([new for _, new in done], "certificate stored")
         for item, _ in done:
             item.stored = True
 
     def _new(
-        self, order: KnownOrder, version: int, file: StoredFile, cf_ray: str | None
+        self, due: DueCertificate, version: int, file: StoredFile, cf_ray: str | None
     ) -> NewCertificate:
-        certificate = KnownCertificate(version, kind_of(order), file, self._clock())
-        return NewCertificate(order.account_id, order.id, certificate, cf_ray)
+        certificate = Certificate(version, due.kind, file, self._clock())
+        return NewCertificate(due.account_id, due.order_id, certificate, cf_ray)
 
-    async def _record(self, filed: Sequence[NewCertificate], event: str) -> None:
-        await self._ledger.record_certificates(filed)
-        for one in filed:
+    async def _record(self, new: Sequence[NewCertificate], event: str) -> None:
+        await record_certificates(self._database, new)
+        for one in new:
             log.info(
                 event,
                 account=one.account_id,
@@ -174,3 +201,12 @@ class Filer:
                 sha256=one.certificate.file.sha256,
                 cf_ray=one.cf_ray,
             )
+
+
+def _check(items: Iterable[_Item]) -> None:
+    for item in items:
+        try:
+            check_pdf(item.body.data)
+        except Exception as fault:  # noqa: BLE001 - raised to the one who filed it
+            item.fault = fault
+        item.sha256 = hashlib.sha256(item.body.data).hexdigest()

@@ -14,17 +14,17 @@ class SweepReport:
     new: int = 0
     changed: int = 0
     anomalies: int = 0
-    set_aside: dict[tuple[str, str], str] = field(default_factory=dict)
+    rejected: dict[tuple[str, str], str] = field(default_factory=dict)
     parked: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def absorb(self, later: SweepReport) -> None:
+    def add(self, later: SweepReport) -> None:
         """Count a later round in: orders seen again count once more, faults that went are gone."""
         self.seen += later.seen
         self.new += later.new
         self.changed += later.changed
         self.anomalies += later.anomalies
-        self.set_aside |= later.set_aside
+        self.rejected |= later.rejected
         self.parked |= later.parked
         self.failed = later.failed
 
@@ -37,20 +37,20 @@ class CollectReport:
     ended the round.
     """
 
-    filed: int = 0
-    adopted: int = 0
+    stored: int = 0
+    recovered: int = 0
     not_yet: int = 0
     failed: int = 0
     bytes: int = 0
     storage: str | None = None
     unreachable: str | None = None
 
-    def add(self, other: CollectReport) -> None:
-        """Count another round in."""
-        self.filed += other.filed
-        self.adopted += other.adopted
-        self.not_yet += other.not_yet
-        self.failed += other.failed
-        self.bytes += other.bytes
-        self.storage = other.storage
-        self.unreachable = other.unreachable
+    def add(self, later: CollectReport) -> None:
+        """Count a later round in."""
+        self.stored += later.stored
+        self.recovered += later.recovered
+        self.not_yet += later.not_yet
+        self.failed += later.failed
+        self.bytes += later.bytes
+        self.storage = later.storage
+        self.unreachable = later.unreachable

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
-import structlog
-
+from harvester.context import Context
 from harvester.domain.errors import KeyRefused, LuneError, NotFound
-from harvester.domain.ledger import Ledger
 from harvester.domain.orders import Account, Order, OrderPage, Source, is_identifier
-from harvester.domain.ports import Lune
-from harvester.domain.schedule import Cadence
+from harvester.domain.purchases import check_idempotency_key
 from harvester.harvest.accounts import AccountBook
-from harvester.harvest.listing import tell
-from harvester.lune.priority import Urgency
-
-log = structlog.get_logger()
-
-_LONGEST_KEY = 100
+from harvester.harvest.listing import log_recorded
+from harvester.ledger.database import Database
+from harvester.ledger.orders import record_orders
+from harvester.lune.client import LuneClient
+from harvester.lune.rate_limiter import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +32,12 @@ class Tracker:
     """Asks Lune for named orders and records them, whatever the listing has reached."""
 
     def __init__(
-        self,
-        lune: Lune,
-        ledger: Ledger,
-        book: AccountBook,
-        cadence: Cadence,
-        clock: Callable[[], datetime],
+        self, lune: LuneClient, database: Database, book: AccountBook, context: Context
     ) -> None:
         self._lune = lune
-        self._ledger = ledger
+        self._database = database
         self._book = book
-        self._cadence = cadence
-        self._clock = clock
+        self._context = context
 
     async def track(
         self, references: Sequence[str], *, by_key: bool, account_id: str | None
@@ -79,27 +68,36 @@ class Tracker:
             except LuneError as error:
                 problem = str(error)
                 continue
-            return await self._record(reference, account, order)
+            await record_tracked(self._database, account, order, self._context)
+            return Tracked(reference, account.id, order.id, order.status)
         return Tracked(reference, problem=problem)
 
     async def _fetch(self, account: Account, reference: str, by_key: bool) -> Order:
         if by_key:
             return await self._lune.fetch_order_by_key(account, reference)
-        return await self._lune.fetch_order(account, reference, urgency=Urgency.WAITED_FOR)
+        return await self._lune.fetch_order(account, reference, priority=Priority.WAITED_FOR)
 
-    async def _record(self, reference: str, account: Account, order: Order) -> Tracked:
-        recorded = await self._ledger.record_orders(
-            account, OrderPage((order,), (), None), Source.TRACK, self._clock(), self._cadence
-        )
-        tell(account.id, recorded, Source.TRACK)
-        return Tracked(reference, account.id, order.id, order.status)
+
+async def record_tracked(
+    database: Database, account: Account, order: Order, context: Context
+) -> None:
+    """Record an order that somebody named or bought, and log what that changed. Idempotent."""
+    recorded = await record_orders(
+        database, account, OrderPage((order,)), Source.TRACK, context.clock(), context.schedule
+    )
+    log_recorded(account.id, recorded)
 
 
 def _rule_broken(reference: str, *, by_key: bool) -> str | None:
-    if by_key:
-        whole = 0 < len(reference) <= _LONGEST_KEY and reference.isprintable()
-        return None if whole else f"an idempotency key has 1 to {_LONGEST_KEY} printable characters"
-    return None if is_identifier(reference) else "not an order id: letters, digits, - and _ only"
+    if not by_key:
+        return (
+            None if is_identifier(reference) else "not an order id: letters, digits, - and _ only"
+        )
+    try:
+        check_idempotency_key(reference)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _named(accounts: Sequence[Account]) -> str:

@@ -1,4 +1,4 @@
-"""Hold the archive against the ledger: missing files, changed files, files nobody filed."""
+"""Hold the archive against the ledger: missing files, changed files, files nobody recorded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from harvester.domain.ledger import Ledger
-from harvester.domain.ports import Archive
+from harvester.archive.directory import DirectoryArchive
+from harvester.ledger.certificates import (
+    recorded_certificates,
+    recorded_paths,
+    reopen_certificate,
+)
+from harvester.ledger.database import Database
 
 _BATCH = 500
 
@@ -27,7 +32,7 @@ class Discrepancy:
     """A file that is not what the ledger says; an unknown one belongs to no order."""
 
     finding: Finding
-    key: str
+    path: str
     account_id: str | None = None
     order_id: str | None = None
     version: int | None = None
@@ -42,54 +47,40 @@ class VerifyReport:
     discrepancies: list[Discrepancy] = field(default_factory=list)
 
 
-class Verifier:
-    """Re-hashes every stored certificate and looks for files without a row."""
+async def verify_archive(
+    database: Database,
+    archive: DirectoryArchive,
+    progress: Callable[[VerifyReport], None] = lambda _: None,
+) -> VerifyReport:
+    """Re-hash every stored certificate and look for files without a row; nothing is changed.
 
-    def __init__(self, ledger: Ledger, archive: Archive) -> None:
-        self._ledger = ledger
-        self._archive = archive
-
-    async def run(self, progress: Callable[[VerifyReport], None] = lambda _: None) -> VerifyReport:
-        """Hash every stored file; nothing is changed. Raises ``StorageUnavailable``."""
-        report = VerifyReport()
-        async for filed in self._ledger.stored_certificates():
-            expected = filed.certificate.file
-            found = await self._archive.digest(expected.key)
-            report.checked += 1
-            report.bytes += expected.size
-            if found != expected:
-                lost = Finding.MISSING if found is None else Finding.CHANGED
-                report.discrepancies.append(
-                    Discrepancy(
-                        Finding.REPLACED if filed.is_replaced and found is None else lost,
-                        expected.key,
-                        filed.account_id,
-                        filed.order_id,
-                        filed.certificate.version,
-                    )
+    Raises ``StorageUnavailable``.
+    """
+    report = VerifyReport()
+    async for recorded in recorded_certificates(database):
+        expected = recorded.certificate.file
+        found = await archive.digest(expected.path)
+        report.checked += 1
+        report.bytes += expected.size
+        if found != expected:
+            lost = Finding.MISSING if found is None else Finding.CHANGED
+            report.discrepancies.append(
+                Discrepancy(
+                    Finding.REPLACED if recorded.is_replaced and found is None else lost,
+                    expected.path,
+                    recorded.account_id,
+                    recorded.order_id,
+                    recorded.certificate.version,
                 )
-            progress(report)
-        report.discrepancies += [Discrepancy(Finding.UNKNOWN, key) async for key in self._unknown()]
-        return report
-
-    async def _unknown(self) -> AsyncIterator[str]:
-        batch: list[str] = []
-        async for key in self._archive.keys():
-            batch.append(key)
-            if len(batch) == _BATCH:
-                for unknown in await self._without_row(batch):
-                    yield unknown
-                batch = []
-        for unknown in await self._without_row(batch):
-            yield unknown
-
-    async def _without_row(self, keys: list[str]) -> list[str]:
-        known = await self._ledger.known_files(keys)
-        return [key for key in keys if key not in known]
+            )
+        progress(report)
+    async for path in _unrecorded(database, archive):
+        report.discrepancies.append(Discrepancy(Finding.UNKNOWN, path))
+    return report
 
 
 async def reopen(
-    ledger: Ledger, archive: Archive, discrepancies: list[Discrepancy], now: datetime
+    database: Database, archive: DirectoryArchive, discrepancies: list[Discrepancy], now: datetime
 ) -> int:
     """Owe anew what is missing or changed, changed files moved to quarantine; return how many.
 
@@ -100,8 +91,26 @@ async def reopen(
         if one.account_id is None or one.order_id is None or one.version is None:
             continue
         if one.finding is Finding.CHANGED:
-            await archive.remove_to_quarantine(one.key, "changed after it was stored")
+            await archive.remove_to_quarantine(one.path, "changed after it was stored")
         if one.finding in {Finding.CHANGED, Finding.MISSING}:
-            await ledger.reopen_certificate(one.account_id, one.order_id, one.version, now)
+            await reopen_certificate(database, one.account_id, one.order_id, one.version, now)
             count += 1
     return count
+
+
+async def _unrecorded(database: Database, archive: DirectoryArchive) -> AsyncIterator[str]:
+    """Yield the paths of files that no certificate is recorded under, in constant memory."""
+    batch: list[str] = []
+    async for path in archive.paths():
+        batch.append(path)
+        if len(batch) == _BATCH:
+            for unknown in await _without_row(database, batch):
+                yield unknown
+            batch = []
+    for unknown in await _without_row(database, batch):
+        yield unknown
+
+
+async def _without_row(database: Database, paths: list[str]) -> list[str]:
+    recorded = await recorded_paths(database, paths)
+    return [path for path in paths if path not in recorded]

@@ -67,7 +67,7 @@ def _rules() -> dict[str, ColumnElement[bool]]:
             chains.where(moves.c.from_status == moves.c.to_status)
         ),
         "its status is not where its transitions ended": orders.c.status.is_distinct_from(last),
-        "it can still change, yet nothing says when to look": and_(
+        "it can still change, yet nothing says when to check it": and_(
             orders.c.status.not_in(TERMINAL), orders.c.next_check_at.is_(None)
         ),
         "it is complete, yet no certificate is owed or stored": and_(

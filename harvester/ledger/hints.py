@@ -1,13 +1,14 @@
 """Lune's webhooks in the ledger: each event once, and which orders they say to ask for.
 
-An event and the look it asks for are written in one transaction, before Lune is told that it was
+An event and the check it asks for are written in one transaction, before Lune is told that it was
 taken. What an event says of an order is never written as the order's own.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,18 +17,10 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.lifecycle import has_reached, is_open
-from harvester.domain.lune_events import (
-    Announcements,
-    Delivery,
-    Heard,
-    Hint,
-    LuneEvent,
-    is_answered,
-    next_look_at_hint,
-)
-from harvester.domain.orders import Order, Source
+from harvester.domain.lune_events import Hint, LuneEvent, LuneWebhook, next_check_of_hint
+from harvester.domain.orders import Source
+from harvester.ledger.conditions import account_key, is_order
 from harvester.ledger.database import Database
-from harvester.ledger.keys import account_key, is_order
 from harvester.ledger.schema import accounts, hints, moves, orders, transitions, webhook_events
 
 _NEW = insert(hints)
@@ -51,121 +44,162 @@ _HINTED = (
         orders, and_(orders.c.account_key == accounts.c.key, orders.c.id == hints.c.order_id)
     )
 )
-_MOST_ASKED = 500
+_MOST_CLAIMED = 500
+
+_Event = tuple[LuneEvent, LuneWebhook]
 
 
-class WebhookRecords:
-    """The webhook part of :class:`harvester.domain.ledger.Ledger`."""
+@dataclass(frozen=True, slots=True)
+class RecordedWebhooks:
+    """What recording webhooks brought: events by what they were, and how many orders to ask for."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def record_deliveries(self, deliveries: Sequence[Delivery]) -> Heard:
-        """See the port."""
-
-        async def work(connection: AsyncConnection) -> Heard:
-            return await _record(connection, deliveries)
-
-        return await self._database.write(work)
-
-    async def forget_deliveries(self, before: datetime) -> int:
-        """See the port."""
-
-        async def work(connection: AsyncConnection) -> int:
-            old = webhook_events.delete().where(webhook_events.c.heard_at < before)
-            return (await connection.execute(old)).rowcount
-
-        return await self._database.write(work)
-
-    async def hinted_accounts(self, now: datetime) -> set[str]:
-        """See the port."""
-        due = func.coalesce(orders.c.next_check_at, hints.c.due_at) <= now
-        query = (
-            select(hints.c.account_id)
-            .distinct()
-            .select_from(_HINTED)
-            .where(due, accounts.c.parked_reason.is_(None))
-        )
-        async with self._database.read() as connection:
-            return set(await connection.scalars(query))
-
-    async def claim_strangers(self, account_id: str, now: datetime) -> list[str]:
-        """See the port."""
-        due = (
-            select(hints)
-            .select_from(_HINTED)
-            .where(hints.c.account_id == account_id, hints.c.due_at <= now, orders.c.id.is_(None))
-            .limit(_MOST_ASKED)
-        )
-        async with self._database.read() as connection:
-            if (await connection.execute(due.limit(1))).first() is None:
-                return []
-
-        async def work(connection: AsyncConnection) -> list[str]:
-            found = (await connection.execute(due)).all()
-            for row in found:
-                again = next_look_at_hint(_hint(row), now)
-                await _put_off(connection, account_id, row.order_id, again)
-            return [row.order_id for row in found]
-
-        return await self._database.write(work)
-
-    async def announcements(self, account_id: str, since: datetime) -> Announcements:
-        """See the port."""
-        mine = and_(
-            webhook_events.c.account_id == account_id,
-            webhook_events.c.heard_at >= since,
-            webhook_events.c.is_stale == 0,
-        )
-        heard = select(func.min(webhook_events.c.heard_at), func.max(webhook_events.c.heard_at))
-        async with self._database.read() as connection:
-            first, last = (await connection.execute(heard.where(mine))).one()
-            if first is None:
-                return Announcements(None, 0)
-            # Whatever moved since then changed its order, too: no others' chains are read.
-            changed = select(orders.c.key).where(
-                orders.c.account_key == account_key(account_id), orders.c.changed_at >= first
-            )
-            unannounced = (
-                select(func.count())
-                .select_from(transitions.join(moves).join(orders))
-                .where(
-                    transitions.c.order_key.in_(changed),
-                    transitions.c.observed_at >= first,
-                    moves.c.source.in_([Source.SWEEP, Source.CHECK, Source.DRAIN]),
-                    # An old order that is seen for the first time was never to be announced.
-                    or_(transitions.c.seq > 1, orders.c.created_at >= first),
-                )
-            )
-            return Announcements(last, await connection.scalar(unannounced) or 0)
+    new: int = 0
+    repeated: int = 0
+    unreadable: int = 0
+    hints: int = 0
 
 
-async def _record(connection: AsyncConnection, deliveries: Sequence[Delivery]) -> Heard:
-    came = [(event, one) for one in deliveries for event in one.events]
-    known = set(
-        await connection.scalars(
-            select(webhook_events.c.reference).where(
-                webhook_events.c.reference.in_([event.reference for event, _ in came])
-            )
-        )
-    )
-    new: dict[str, tuple[LuneEvent, Delivery]] = {}
-    for event, delivery in came:
-        if event.reference not in known:
-            new.setdefault(event.reference, (event, delivery))
-    if new:
-        rows = [_row(event, delivery) for event, delivery in new.values()]
-        await connection.execute(webhook_events.insert(), rows)
-    readable = [pair for pair in new.values() if pair[0].problem is None]
-    return Heard(
+@dataclass(frozen=True, slots=True)
+class WebhookHealth:
+    """How well an account's webhooks did: the newest event, and moves that came without one.
+
+    Both since the first event of the time that was asked for; ``received_at`` is None without any.
+    """
+
+    received_at: datetime | None
+    missed: int
+
+    @property
+    def work(self) -> bool:
+        """Whether webhooks are known to work: some came, and nothing moved without one."""
+        return self.received_at is not None and self.missed == 0
+
+
+async def record_webhooks(database: Database, webhooks: Sequence[LuneWebhook]) -> RecordedWebhooks:
+    """Record what webhooks brought and make the orders they are about due now.
+
+    Idempotent by event; an event about an order of an account that is not followed is kept and
+    asks for nothing.
+    """
+    came = [(event, webhook) for webhook in webhooks for event in webhook.events]
+    async with database.transaction() as tx:
+        references = [event.reference for event, _ in came]
+        seen = webhook_events.c.reference.in_(references)
+        known = set(await tx.scalars(select(webhook_events.c.reference).where(seen)))
+        new: dict[str, _Event] = {}
+        for event, webhook in came:
+            if event.reference not in known:
+                new.setdefault(event.reference, (event, webhook))
+        if new:
+            await tx.execute(webhook_events.insert(), [_row(*one) for one in new.values()])
+        readable = [one for one in new.values() if one[0].problem is None]
+        made = await _make_hints(tx, readable)
+    return RecordedWebhooks(
         new=len(readable),
         repeated=len(came) - len(new),
         unreadable=len(new) - len(readable),
-        hints=await _hint_at(connection, readable),
+        hints=made,
     )
 
 
-def _row(event: LuneEvent, delivery: Delivery) -> dict[str, Any]:
+async def forget_webhook_events(database: Database, before: datetime) -> int:
+    """Delete events that were received before an instant; return how many."""
+    old = webhook_events.delete().where(webhook_events.c.received_at < before)
+    async with database.transaction() as tx:
+        return (await tx.execute(old)).rowcount
+
+
+async def hinted_accounts(database: Database, now: datetime) -> set[str]:
+    """Return ids of unparked accounts with orders that a webhook says to ask for now."""
+    due = func.coalesce(orders.c.next_check_at, hints.c.due_at) <= now
+    query = (
+        select(hints.c.account_id)
+        .distinct()
+        .select_from(_HINTED)
+        .where(due, accounts.c.parked_reason.is_(None))
+    )
+    async with database.read() as connection:
+        return set(await connection.scalars(query))
+
+
+async def claim_unknown_orders(database: Database, account_id: str, now: datetime) -> list[str]:
+    """Return the account's orders to be asked for that only a webhook ever named.
+
+    Each is due again later, or given up when Lune has not known it for too long.
+    """
+    due = (
+        select(hints)
+        .select_from(_HINTED)
+        .where(hints.c.account_id == account_id, hints.c.due_at <= now, orders.c.id.is_(None))
+        .limit(_MOST_CLAIMED)
+    )
+    async with database.read() as connection:
+        if (await connection.execute(due.limit(1))).first() is None:
+            return []
+    async with database.transaction() as tx:
+        found = [Hint(row.order_id, row.hinted_at, row.status) for row in await tx.execute(due)]
+        for hint in found:
+            await settle_hint(tx, account_id, hint.order_id, next_check_of_hint(hint, now))
+    return [hint.order_id for hint in found]
+
+
+async def webhook_health(database: Database, account_id: str, since: datetime) -> WebhookHealth:
+    """Return whether webhooks told of what happened in an account since an instant."""
+    mine = and_(
+        webhook_events.c.account_id == account_id,
+        webhook_events.c.received_at >= since,
+        webhook_events.c.is_stale == 0,
+    )
+    received = webhook_events.c.received_at
+    async with database.read() as connection:
+        ends = select(func.min(received), func.max(received)).where(mine)
+        first, last = (await connection.execute(ends)).one()
+        if first is None:
+            return WebhookHealth(None, 0)
+        # Whatever moved since then changed its order, too: no others' chains are read.
+        changed = select(orders.c.key).where(
+            orders.c.account_key == account_key(account_id), orders.c.changed_at >= first
+        )
+        missed = (
+            select(func.count())
+            .select_from(transitions.join(moves).join(orders))
+            .where(
+                transitions.c.order_key.in_(changed),
+                transitions.c.observed_at >= first,
+                moves.c.source.in_([Source.SWEEP, Source.CHECK, Source.DRAIN]),
+                # An old order that is seen for the first time had no webhook to come.
+                or_(transitions.c.seq > 1, orders.c.created_at >= first),
+            )
+        )
+        return WebhookHealth(last, await connection.scalar(missed) or 0)
+
+
+async def read_hints(
+    tx: AsyncConnection, account_id: str, order_ids: Collection[str]
+) -> dict[str, Hint]:
+    """Return the hints at these orders of an account, by order."""
+    found = await tx.execute(
+        select(hints).where(
+            tuple_(hints.c.account_id, hints.c.order_id).in_(
+                [(account_id, order_id) for order_id in order_ids]
+            )
+        )
+    )
+    return {row.order_id: Hint(row.order_id, row.hinted_at, row.status) for row in found}
+
+
+async def settle_hint(
+    tx: AsyncConnection, account_id: str, order_id: str, again: datetime | None
+) -> None:
+    """Keep a hint until ``again``, or drop it with None."""
+    this = and_(hints.c.account_id == account_id, hints.c.order_id == order_id)
+    if again is None:
+        await tx.execute(hints.delete().where(this))
+    else:
+        await tx.execute(update(hints).where(this).values(due_at=again))
+
+
+def _row(event: LuneEvent, webhook: LuneWebhook) -> dict[str, Any]:
     return {
         "reference": event.reference,
         "type": event.type,
@@ -174,37 +208,37 @@ def _row(event: LuneEvent, delivery: Delivery) -> dict[str, Any]:
         "account_id": event.account_id,
         "order_id": event.order_id,
         "problem": event.problem,
-        "is_stale": int(delivery.is_stale),
-        "signed_at": delivery.signed_at,
-        "heard_at": delivery.heard_at,
+        "is_stale": int(webhook.is_stale),
+        "signed_at": webhook.signed_at,
+        "received_at": webhook.received_at,
         "document": zlib.compress(event.document),
     }
 
 
-async def _hint_at(connection: AsyncConnection, heard: Iterable[tuple[LuneEvent, Delivery]]) -> int:
-    """Make the orders that events are about due; return how many looks that asks for."""
-    about = [(event, delivery) for event, delivery in heard if event.order_id is not None]
+async def _make_hints(tx: AsyncConnection, new: Iterable[_Event]) -> int:
+    """Make the orders that events are about due; return how many."""
+    about = [(event, webhook) for event, webhook in new if event.order_id is not None]
     if not about:
         return 0
-    followed = set(await connection.scalars(select(accounts.c.id)))
+    followed = set(await tx.scalars(select(accounts.c.id)))
     ids = {event.order_id for event, _ in about}
-    rows = await connection.execute(
+    rows = await tx.execute(
         select(accounts.c.id, orders.c.id, orders.c.status)
         .join_from(orders, accounts)
         .where(orders.c.id.in_(ids))
     )
     statuses = {(account_id, order_id): str(status) for account_id, order_id, status in rows}
     made = 0
-    for event, delivery in about:
+    for event, webhook in about:
         account_id = event.account_id or _owner(event, statuses)
         if account_id is None:
             # Whose it is only the listings can tell.
-            await connection.execute(update(accounts).values(next_sweep_at=delivery.heard_at))
+            await tx.execute(update(accounts).values(next_sweep_at=webhook.received_at))
         elif account_id in followed:
-            status = statuses.get((account_id, str(event.order_id)))
-            announced = None if delivery.is_stale else event.announced
-            if status is None or _is_news(status, announced):
-                await _hint_one(connection, account_id, event, announced, delivery.heard_at)
+            recorded = statuses.get((account_id, str(event.order_id)))
+            status = None if webhook.is_stale else event.status
+            if recorded is None or _is_news(recorded, status):
+                await _make_hint(tx, account_id, event, status, webhook.received_at)
                 made += 1
     return made
 
@@ -214,73 +248,24 @@ def _owner(event: LuneEvent, statuses: Mapping[tuple[str, str], str]) -> str | N
     return owners[0] if len(owners) == 1 else None
 
 
-def _is_news(recorded: str, announced: str | None) -> bool:
-    return is_open(recorded) and (announced is None or not has_reached(recorded, announced))
+def _is_news(recorded: str, status: str | None) -> bool:
+    return is_open(recorded) and (status is None or not has_reached(recorded, status))
 
 
-async def _hint_one(
-    connection: AsyncConnection,
-    account_id: str,
-    event: LuneEvent,
-    announced: str | None,
-    at: datetime,
+async def _make_hint(
+    tx: AsyncConnection, account_id: str, event: LuneEvent, status: str | None, at: datetime
 ) -> None:
-    await connection.execute(
+    order_id = str(event.order_id)
+    await tx.execute(
         _RENEWED,
         {
             "account_id": account_id,
-            "order_id": event.order_id,
+            "order_id": order_id,
             "hinted_at": at,
             "due_at": at,
-            "status": announced,
-            "sequence": "" if announced is None else event.sequence,
+            "status": status,
+            "sequence": "" if status is None else event.sequence,
         },
     )
-    await connection.execute(
-        update(orders).where(is_order(account_id, event.order_id)).values(next_check_at=at)
-    )
-
-
-async def answer_hints(
-    connection: AsyncConnection,
-    account_id: str,
-    looked_at: Iterable[tuple[Order, dict[str, Any]]],
-    now: datetime,
-) -> set[str]:
-    """Settle the hints at orders that were just looked at; return whose there were.
-
-    ``looked_at`` has each order and the columns of its row that are about to be set. While Lune's
-    API lags behind what was announced, the next look is dated by the hint.
-    """
-    served = {order.id: (order, values) for order, values in looked_at}
-    found = await connection.execute(
-        select(hints).where(
-            tuple_(hints.c.account_id, hints.c.order_id).in_(
-                [(account_id, order_id) for order_id in served]
-            )
-        )
-    )
-    hinted = set()
-    for row in found.all():
-        order, values = served[row.order_id]
-        hinted.add(order.id)
-        hint = _hint(row)
-        again = None if is_answered(hint, order.status) else next_look_at_hint(hint, now)
-        await _put_off(connection, account_id, order.id, again)
-        if again is not None and is_open(values["status"]):
-            values["next_check_at"] = min(again, values["next_check_at"] or again)
-    return hinted
-
-
-async def _put_off(
-    connection: AsyncConnection, account_id: str, order_id: str, again: datetime | None
-) -> None:
-    this = and_(hints.c.account_id == account_id, hints.c.order_id == order_id)
-    if again is None:
-        await connection.execute(hints.delete().where(this))
-    else:
-        await connection.execute(update(hints).where(this).values(due_at=again))
-
-
-def _hint(row: Any) -> Hint:
-    return Hint(row.order_id, row.hinted_at, row.status)
+    this = update(orders).where(is_order(account_id, order_id))
+    await tx.execute(this.values(next_check_at=at))

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from harvester.domain.errors import LedgerHeld, LedgerUnavailable
+from harvester.domain.instants import rfc3339
 from harvester.ledger.location import refuse_other_user, refuse_shared_disk
 
 # struct flock: type, whence, start, length (0: to the end), process id.
@@ -71,7 +72,7 @@ class LedgerLock:
             pid=os.getpid(),
             host=socket.gethostname(),
             command=self._command,
-            since=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            since=rfc3339(datetime.now(UTC).replace(microsecond=0)),
         )
         try:
             os.ftruncate(descriptor, 0)

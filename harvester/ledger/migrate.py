@@ -7,6 +7,7 @@ batch mode would delete child rows) and checked afterwards, in one transaction.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 from contextlib import closing
@@ -16,12 +17,6 @@ from typing import Any
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 
-HEAD = "0008"
-"""The schema this release works with."""
-
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
-"""The chain, oldest first; a revision not in it comes from a newer release."""
-
 _READ_WHOLE_AT_START = 256 * 2**20
 """Bytes. SQLite reads a ledger this large, some 230 000 orders, in under half a second."""
 
@@ -29,6 +24,21 @@ _WHAT_TO_DO = (
     "left as it is. Restore a backup, or move it away and let a new ledger be built from Lune and "
     "the archive"
 )
+
+
+@functools.cache
+def revisions() -> tuple[str, ...]:
+    """Return the chain's revisions, oldest first; any other one is of a newer release.
+
+    Read from the files' names: Alembic, which reads the files, takes long to import.
+    """
+    files = (migrations_folder() / "versions").glob("[0-9]*_*.py")
+    return tuple(sorted(file.name.partition("_")[0] for file in files))
+
+
+def head() -> str:
+    """Return the schema that this release works with."""
+    return revisions()[-1]
 
 
 def current(path: Path) -> str | None:
@@ -43,9 +53,9 @@ def current(path: Path) -> str | None:
             if tables == 0:
                 return None
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            if row is not None and row[0] in REVISIONS:
+            if row is not None and row[0] in revisions():
                 # Other programs number their schemas like that too.
-                connection.execute("SELECT 1 FROM transitions, set_aside LIMIT 0")
+                connection.execute("SELECT 1 FROM transitions, rejected_orders LIMIT 0")
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             raise LedgerDamaged(f"{path}: a database, but not a ledger of the harvester") from None
@@ -65,9 +75,9 @@ def require_current(path: Path) -> None:
             f"{path}: no ledger yet; `harvester run` or `harvester db upgrade` makes it"
         )
     _refuse_newer(path, revision)
-    if revision != HEAD:
+    if revision != head():
         raise ConfigurationError(
-            f"{path}: schema {revision}, older than {HEAD}; `harvester db upgrade` brings it on"
+            f"{path}: schema {revision}, older than {head()}; `harvester db upgrade` brings it on"
         )
 
 
@@ -85,15 +95,15 @@ def check_integrity(path: Path) -> None:
 
 
 def _refuse_newer(path: Path, revision: str) -> None:
-    if revision not in REVISIONS:
+    if revision not in revisions():
         raise ConfigurationError(
-            f"{path}: schema {revision} is newer than this release knows ({HEAD}); install the "
+            f"{path}: schema {revision} is newer than this release knows ({head()}); install the "
             "release that wrote it, or restore the backup made before its upgrade"
         )
 
 
 def upgrade(path: Path) -> tuple[str | None, Path | None]:
-    """Bring the ledger to :data:`HEAD`; return the revision before and the backup made.
+    """Bring the ledger to :func:`head`; return the revision before and the backup made.
 
     An empty or missing ledger is made, an older one is copied beside itself first. Refused before
     anything is written: a newer one (``ConfigurationError``) and a damaged one
@@ -109,12 +119,12 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade before
         with contextlib.suppress(OSError):
             left.unlink()
-    if before == HEAD:
+    if before == head():
         return before, None
     backup_path = None
     if before is not None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        backup_path = path.with_name(f"{path.name}.before-{HEAD}-{stamp}")
+        backup_path = path.with_name(f"{path.name}.before-{head()}-{stamp}")
         backup(path, backup_path)
     if not path.exists():
         _create(path)
@@ -165,7 +175,7 @@ def _run_alembic(path: Path) -> None:
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, HEAD)
+            command.upgrade(config, head())
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
             if broken:
                 raise LedgerDamaged(f"{path}: {len(broken)} rows without the row they belong to")

@@ -1,321 +1,311 @@
-"""The outbox: where each receiver stands in the events, and what it did not take."""
+"""The outbox: for each receiver, the events that are still to be delivered to it.
+
+A delivery is a row from the moment its event is written until the receiver accepts it. Writing
+calls are one transaction each, durable when they return.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.domain.deliveries import HORIZON, Pending, Pruned, Settlement, Waiting
+from harvester.domain.deliveries import HORIZON
 from harvester.domain.events import Event, EventFilter
 from harvester.ledger.conditions import is_due
 from harvester.ledger.database import Database
-from harvester.ledger.events import known_event, newest_event, read_events
+from harvester.ledger.events import (
+    EVENT_COLUMNS,
+    filter_columns,
+    read_events,
+    read_filters,
+    to_event,
+)
 from harvester.ledger.schema import deliveries, events, receivers
 
 KEPT: Final = timedelta(days=30)
-"""How long an event is kept that somebody did not take."""
+"""How long an event is kept that some receiver did not accept."""
 
-KEPT_WHEN_TAKEN: Final = timedelta(days=7)
-"""How long one is kept that every receiver took, for those who read the feed."""
+KEPT_WHEN_DELIVERED: Final = timedelta(days=7)
+"""How long one is kept that every receiver accepted, for those who read the feed."""
 
 _CHUNK: Final = 500
 
 
-class SqlOutbox:
-    """The :class:`harvester.domain.deliveries.Outbox` on one database."""
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event on its way to a receiver; ``attempts`` is 0 when it was never sent to it."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def register_receivers(self, names: Collection[str]) -> list[str]:
-        """See the port."""
-        async with self._database.read() as connection:
-            known = set(await connection.scalars(select(receivers.c.name)))
-        if known == set(names):
-            return []
-
-        async def work(connection: AsyncConnection) -> list[str]:
-            gone = receivers.c.name.not_in(list(names))
-            dropped = await connection.scalars(delete(receivers).where(gone).returning(receivers))
-            newest = await newest_event(connection)
-            for name in names:
-                statement = insert(receivers).values(name=name, cursor=newest)
-                await connection.execute(statement.on_conflict_do_nothing())
-            return sorted(dropped)
-
-        return await self._database.write(work)
-
-    async def pending(
-        self, receiver: str, wanted: EventFilter, now: datetime, limit: int
-    ) -> Pending | None:
-        """See the port."""
-        async with self._database.read() as connection:
-            this = select(receivers).where(receivers.c.name == receiver)
-            row = (await connection.execute(this)).first()
-            if row is None or row.parked_reason is not None:
-                return None
-            newest = await newest_event(connection)
-            fresh = await connection.execute(
-                select(events, _is_blocked(receiver).label("blocked"))
-                .where(events.c.seq > row.cursor, *_wanted(wanted))
-                .order_by(events.c.seq)
-                .limit(limit)
-            )
-            beyond = [Waiting(known_event(one), blocked=bool(one.blocked)) for one in fresh]
-            queued = await connection.execute(
-                select(events, deliveries.c.attempts)
-                .join(deliveries, deliveries.c.seq == events.c.seq)
-                .where(
-                    deliveries.c.receiver == receiver,
-                    is_due(deliveries.c.next_try_at, now, now + HORIZON),
-                    ~_is_blocked(receiver),
-                )
-                .order_by(deliveries.c.attempts, events.c.seq)
-                .limit(limit)
-            )
-            waiting = [Waiting(known_event(one), one.attempts, queued=True) for one in queued]
-        reached = beyond[-1].event.seq if len(beyond) == limit else newest
-        # Never tried before tried often: what cannot be taken must not stand before what can.
-        first = sorted([*beyond, *waiting], key=lambda one: (one.attempts, one.event.seq))
-        return Pending(first, row.cursor, reached)
-
-    async def settle(self, receiver: str, settlement: Settlement, at: datetime) -> None:
-        """See the port."""
-        rows: list[dict[str, Any]] = [
-            {"receiver": receiver, "seq": seq, "attempts": 0, "next_try_at": at, "failure": None}
-            for seq in settlement.queued
-        ]
-        rows += [
-            {
-                "receiver": receiver,
-                "seq": seq,
-                "attempts": failure.attempts,
-                "next_try_at": failure.next_try_at,
-                "failure": failure.reason,
-            }
-            for seq, failure in settlement.failed.items()
-        ]
-        mine = deliveries.c.receiver == receiver
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
-                update(receivers)
-                .where(receivers.c.name == receiver, receivers.c.cursor < settlement.cursor)
-                .values(cursor=settlement.cursor)
-            )
-            if settlement.taken:
-                await connection.execute(
-                    delete(deliveries).where(mine, deliveries.c.seq.in_(settlement.taken))
-                )
-            await _queue(connection, rows)
-
-        await self._database.write(work)
-
-    async def hurry(self, receiver: str, at: datetime) -> None:
-        """See the port."""
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
-                update(deliveries).where(deliveries.c.receiver == receiver).values(next_try_at=at)
-            )
-
-        await self._database.write(work)
-
-    async def park_receiver(self, receiver: str, reason: str) -> None:
-        """See the port."""
-        this = update(receivers).where(receivers.c.name == receiver)
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(this.values(parked_reason=reason))
-
-        await self._database.write(work)
-
-    async def resend(
-        self, seqs: Sequence[int], wanting: Mapping[str, EventFilter], at: datetime
-    ) -> list[tuple[int, str]]:
-        """See the port."""
-
-        async def work(connection: AsyncConnection) -> list[tuple[int, str]]:
-            these = select(receivers).where(receivers.c.name.in_(list(wanting)))
-            found = (await connection.execute(these)).all()
-            wake = update(receivers).where(receivers.c.name.in_([row.name for row in found]))
-            await connection.execute(wake.values(parked_reason=None))
-            if not seqs:
-                mine = deliveries.c.receiver.in_([row.name for row in found])
-                due = await connection.execute(
-                    update(deliveries)
-                    .where(mine)
-                    .values(next_try_at=at, attempts=0)
-                    .returning(deliveries.c.seq, deliveries.c.receiver)
-                )
-                return sorted((row.seq, row.receiver) for row in due)
-            again = [
-                (event.seq, row.name)
-                for row in found
-                for event in await _chosen(connection, seqs, row.cursor)
-                if wanting[row.name].wants(event)
-            ]
-            fresh = {"attempts": 0, "next_try_at": at, "failure": None}
-            await _queue(
-                connection, [{"receiver": name, "seq": seq} | fresh for seq, name in again]
-            )
-            return sorted(again)
-
-        return await self._database.write(work)
-
-    async def prune(self, at: datetime) -> Pruned:
-        """See the port."""
-
-        async def work(connection: AsyncConnection) -> Pruned:
-            waiting = await connection.scalar(select(func.min(deliveries.c.seq)))
-            cursor = await connection.scalar(select(func.min(receivers.c.cursor)))
-            newest = await newest_event(connection)
-            taken = min(
-                newest if cursor is None else cursor, newest if waiting is None else waiting - 1
-            )
-            old = or_(
-                events.c.at < at - KEPT,
-                and_(events.c.at < at - KEPT_WHEN_TAKEN, events.c.seq <= taken),
-            )
-            # Up to a number, so that what is kept has no gaps whatever the clock did meanwhile.
-            last = await connection.scalar(select(func.max(events.c.seq)).where(old)) or 0
-            missed = await connection.scalar(
-                select(func.count(deliveries.c.seq.distinct())).where(deliveries.c.seq <= last)
-            )
-            if cursor is not None and cursor < last:
-                beyond = select(func.count()).where(events.c.seq > cursor, events.c.seq <= last)
-                missed = (missed or 0) + (await connection.scalar(beyond) or 0)
-            gone = await connection.execute(delete(events).where(events.c.seq <= last))
-            return Pruned(gone.rowcount, missed or 0)
-
-        return await self._database.write(work)
+    event: Event
+    attempts: int
 
 
-async def _queue(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
-    if not rows:
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """How an attempt to deliver an event failed, and when the next one is due."""
+
+    attempts: int
+    next_attempt_at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many events a receiver has not accepted yet, and when the oldest of them happened."""
+
+    depth: int
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A receiver that has not accepted an event; ``next_attempt_at`` is None for at once.
+
+    A parked receiver's reason stands in for the failure.
+    """
+
+    receiver: str
+    attempts: int
+    next_attempt_at: datetime | None
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many old events were deleted, and how many of them somebody had never accepted."""
+
+    events: int
+    undelivered: int
+
+
+async def register_receivers(database: Database, wanting: Mapping[str, EventFilter]) -> list[str]:
+    """Make these the receivers; return those that were removed with all that was undelivered.
+
+    A new one, or one that wants other events than before, gets what happens from now on.
+    Idempotent.
+    """
+    async with database.read() as connection:
+        known = await read_filters(connection)
+    if known == dict(wanting):
+        return []
+    async with database.transaction() as tx:
+        gone = receivers.c.name.not_in(list(wanting))
+        removed = await tx.scalars(delete(receivers).where(gone).returning(receivers.c.name))
+        for name, wanted in wanting.items():
+            columns = filter_columns(wanted)
+            statement = insert(receivers).values(name=name, **columns)
+            await tx.execute(statement.on_conflict_do_update(index_elements=["name"], set_=columns))
+        return sorted(removed)
+
+
+async def due_deliveries(
+    database: Database, receiver: str, now: datetime, limit: int
+) -> list[Delivery]:
+    """Return what can be sent to a receiver now, never tried events first.
+
+    Of each order nothing is in it that has to wait for an earlier event which failed. Nothing for
+    a parked receiver.
+    """
+    query = (
+        select(*EVENT_COLUMNS, deliveries.c.attempts)
+        .select_from(deliveries)
+        .join(events, events.c.seq == deliveries.c.seq)
+        .join(receivers, receivers.c.name == deliveries.c.receiver)
+        .where(
+            deliveries.c.receiver == receiver,
+            receivers.c.parked_reason.is_(None),
+            or_(
+                deliveries.c.next_attempt_at.is_(None),
+                is_due(deliveries.c.next_attempt_at, now, now + HORIZON),
+            ),
+            ~_waits_for_earlier(receiver),
+        )
+        # Never tried before tried often: what is rejected must not stand before what is not.
+        .order_by(deliveries.c.attempts, events.c.seq)
+        .limit(limit)
+    )
+    async with database.read() as connection:
+        found = (await connection.execute(query)).all()
+    return [Delivery(to_event(row[:-1]), row.attempts) for row in found]
+
+
+async def settle_deliveries(
+    database: Database,
+    receiver: str,
+    delivered: Collection[int],
+    failed: Mapping[int, FailedAttempt],
+) -> None:
+    """Record by number which events a receiver accepted, and which attempts failed. Idempotent."""
+    if not delivered and not failed:
         return
-    # An event may have been deleted meanwhile: it is too old to be told.
-    kept = set(
-        await connection.scalars(
-            select(events.c.seq).where(events.c.seq.in_([row["seq"] for row in rows]))
+    mine = deliveries.c.receiver == receiver
+    async with database.transaction() as tx:
+        if delivered:
+            await tx.execute(delete(deliveries).where(mine, deliveries.c.seq.in_(list(delivered))))
+        if failed:
+            await tx.execute(
+                update(deliveries)
+                .where(mine, deliveries.c.seq == bindparam("b_seq"))
+                .values(
+                    attempts=bindparam("b_attempts"),
+                    next_attempt_at=bindparam("b_due"),
+                    failure=bindparam("b_failure"),
+                ),
+                [
+                    {
+                        "b_seq": seq,
+                        "b_attempts": one.attempts,
+                        "b_due": one.next_attempt_at,
+                        "b_failure": one.reason,
+                    }
+                    for seq, one in failed.items()
+                ],
+            )
+
+
+async def hurry_deliveries(database: Database, receiver: str) -> None:
+    """Make everything due that is undelivered to a receiver. Idempotent."""
+    mine = update(deliveries).where(deliveries.c.receiver == receiver)
+    async with database.transaction() as tx:
+        await tx.execute(mine.values(next_attempt_at=None))
+
+
+async def park_receiver(database: Database, receiver: str, reason: str) -> None:
+    """Send the receiver nothing until a person says so. Idempotent."""
+    this = update(receivers).where(receivers.c.name == receiver)
+    async with database.transaction() as tx:
+        await tx.execute(this.values(parked_reason=reason))
+
+
+async def resend_events(
+    database: Database, seqs: Collection[int], names: Collection[str]
+) -> list[tuple[int, str]]:
+    """Deliver these events again to those of the receivers that want them; return both.
+
+    With no numbers, make due now what is undelivered to these receivers; parked ones are parked no
+    more, either way. Idempotent.
+    """
+    fresh = {"attempts": 0, "next_attempt_at": None, "failure": None}
+    async with database.transaction() as tx:
+        chosen = receivers.c.name.in_(list(names))
+        await tx.execute(update(receivers).where(chosen).values(parked_reason=None))
+        if not seqs:
+            due = await tx.execute(
+                update(deliveries)
+                .where(deliveries.c.receiver.in_(list(names)))
+                .values(**fresh)
+                .returning(deliveries.c.seq, deliveries.c.receiver)
+            )
+            return sorted((row.seq, row.receiver) for row in due)
+        rows = await tx.execute(select(*EVENT_COLUMNS).where(events.c.seq.in_(list(seqs))))
+        kept = [to_event(row) for row in rows]
+        again = [
+            (event.seq, name)
+            for name, wanted in (await read_filters(tx)).items()
+            if name in names
+            for event in kept
+            if wanted.wants(event)
+        ]
+        if again:
+            statement = insert(deliveries).on_conflict_do_update(
+                index_elements=["receiver", "seq"], set_=fresh
+            )
+            await tx.execute(
+                statement, [{"receiver": name, "seq": seq, **fresh} for seq, name in again]
+            )
+        return sorted(again)
+
+
+async def prune_events(database: Database, at: datetime) -> Pruned:
+    """Delete events that are older than they are kept. Idempotent."""
+    async with database.transaction() as tx:
+        undelivered = await tx.scalar(select(func.min(deliveries.c.seq)))
+        delivered = events.c.at < at - KEPT_WHEN_DELIVERED
+        if undelivered is not None:
+            delivered = and_(delivered, events.c.seq < undelivered)
+        old = or_(events.c.at < at - KEPT, delivered)
+        # Up to a number, so that what is kept has no gaps whatever the clock did meanwhile.
+        last = await tx.scalar(select(func.max(events.c.seq)).where(old)) or 0
+        missed = await tx.scalar(
+            select(func.count(deliveries.c.seq.distinct())).where(deliveries.c.seq <= last)
         )
+        gone = await tx.execute(delete(events).where(events.c.seq <= last))
+        return Pruned(gone.rowcount, missed or 0)
+
+
+async def read_backlogs(database: Database) -> Mapping[str, Backlog]:
+    """Return the backlog of each registered receiver."""
+    query = (
+        select(receivers.c.name, func.count(deliveries.c.seq), func.min(events.c.at))
+        .select_from(receivers)
+        .outerjoin(deliveries, deliveries.c.receiver == receivers.c.name)
+        .outerjoin(events, events.c.seq == deliveries.c.seq)
+        .group_by(receivers.c.name)
     )
-    statement = insert(deliveries)
-    changed = {name: statement.excluded[name] for name in ("attempts", "next_try_at", "failure")}
-    rows = [row for row in rows if row["seq"] in kept]
-    if rows:
-        await connection.execute(
-            statement.on_conflict_do_update(index_elements=["receiver", "seq"], set_=changed), rows
+    async with database.read() as connection:
+        found = await connection.execute(query)
+        return {name: Backlog(depth, since) for name, depth, since in found}
+
+
+async def list_events(
+    database: Database, after: int = 0
+) -> AsyncGenerator[tuple[Event, list[Undelivered]], None]:
+    """Yield the kept events after a number, oldest first, each with who has not accepted it yet.
+
+    Read a chunk at a time.
+    """
+    while True:
+        found = (await read_events(database, after, _CHUNK)).events
+        if not found:
+            return
+        query = (
+            select(
+                deliveries.c.seq,
+                deliveries.c.receiver,
+                deliveries.c.attempts,
+                deliveries.c.next_attempt_at,
+                func.coalesce(receivers.c.parked_reason, deliveries.c.failure),
+            )
+            .join(receivers, receivers.c.name == deliveries.c.receiver)
+            .where(deliveries.c.seq.between(found[0].seq, found[-1].seq))
+            .order_by(deliveries.c.receiver)
         )
+        undelivered: dict[int, list[Undelivered]] = {}
+        async with database.read() as connection:
+            for seq, *columns in await connection.execute(query):
+                undelivered.setdefault(seq, []).append(Undelivered(*columns))
+        for event in found:
+            yield event, undelivered.get(event.seq, [])
+        after = found[-1].seq
 
 
-async def _chosen(connection: AsyncConnection, seqs: Sequence[int], cursor: int) -> list[Event]:
-    """Return these events up to a cursor; those beyond it are sent anyway."""
-    rows = await connection.execute(
-        select(events).where(events.c.seq.in_(list(seqs)), events.c.seq <= cursor)
-    )
-    return [known_event(row) for row in rows]
-
-
-def _wanted(wanted: EventFilter) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
-    if wanted.types is not None:
-        found.append(events.c.type.in_(wanted.types))
-    if wanted.accounts is not None:
-        found.append(events.c.account_id.in_(wanted.accounts))
-    return found
-
-
-def _is_blocked(receiver: str) -> ColumnElement[bool]:
-    """Tell whether the receiver still lacks an earlier event of the same order."""
-    earlier, lacking = events.alias(), deliveries.alias()
+def _waits_for_earlier(receiver: str) -> ColumnElement[bool]:
+    """Tell whether an earlier event of the same order failed and is still undelivered."""
+    earlier, failed = events.alias(), deliveries.alias()
     return (
         exists(literal(1))
         .where(
             earlier.c.account_id == events.c.account_id,
             earlier.c.order_id.is_not_distinct_from(events.c.order_id),
             earlier.c.seq < events.c.seq,
-            lacking.c.seq == earlier.c.seq,
-            lacking.c.receiver == receiver,
+            failed.c.seq == earlier.c.seq,
+            failed.c.receiver == receiver,
+            failed.c.attempts > 0,
         )
         .correlate(events)
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """How many events a receiver wants and has not taken, and when the oldest of them happened."""
-
-    depth: int
-    since: datetime | None
-
-
-async def backlogs(database: Database, wanting: Mapping[str, EventFilter]) -> Mapping[str, Backlog]:
-    """Return the backlog of each of these receivers; one that is not known yet is absent."""
-    found = {}
-    figures = func.count().label("depth"), func.min(events.c.at).label("since")
-    async with database.read() as connection:
-        known = (await connection.execute(select(receivers.c.name, receivers.c.cursor))).all()
-        for name, cursor in known:
-            if name not in wanting:
-                continue
-            fresh = select(*figures).where(events.c.seq > cursor, *_wanted(wanting[name]))
-            queued = (
-                select(*figures)
-                .select_from(deliveries)
-                .join(events, events.c.seq == deliveries.c.seq)
-                .where(deliveries.c.receiver == name, events.c.seq <= cursor)
-            )
-            rows = [(await connection.execute(one)).one() for one in (fresh, queued)]
-            since = min((row.since for row in rows if row.since is not None), default=None)
-            found[name] = Backlog(sum(row.depth for row in rows), since)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Lacking:
-    """A receiver that does not have an event yet; ``attempts`` 0: it was not sent to it."""
-
-    receiver: str
-    attempts: int
-    next_try_at: datetime | None
-    failure: str | None
-
-
-async def list_events(
-    database: Database, after: int, wanting: Mapping[str, EventFilter]
-) -> AsyncGenerator[tuple[Event, list[Lacking]], None]:
-    """Yield the kept events after a number, oldest first, each with who does not have it yet.
-
-    Read a chunk at a time. A parked receiver's reason stands in for the failure.
-    """
-    while True:
-        found = (await read_events(database, after, _CHUNK)).events
-        if not found:
-            return
-        async with database.read() as connection:
-            known = (await connection.execute(select(receivers))).all()
-            rows = await connection.execute(
-                select(deliveries).where(
-                    deliveries.c.seq.between(found[0].seq, found[-1].seq),
-                )
-            )
-            queued = {(row.seq, row.receiver): row for row in rows}
-        for event in found:
-            lacking = []
-            for one in known:
-                row = queued.get((event.seq, one.name))
-                wanted = wanting.get(one.name)
-                if row is not None:
-                    why = one.parked_reason or row.failure
-                    lacking.append(Lacking(one.name, row.attempts, row.next_try_at, why))
-                elif event.seq > one.cursor and wanted is not None and wanted.wants(event):
-                    lacking.append(Lacking(one.name, 0, None, one.parked_reason))
-            yield event, lacking
-        after = found[-1].seq

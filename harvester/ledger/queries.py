@@ -1,25 +1,27 @@
-"""What people and other programs ask the ledger: orders, one order whole, the state of things."""
+"""What people and other programs ask the ledger: orders, one order whole, what went wrong."""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Select, and_, func, not_, or_, select, tuple_
+from sqlalchemy import Select, and_, not_, or_, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.domain.orders import CertificateKind, StoredFile
-from harvester.domain.records import EVERYTHING, KnownCertificate, OrderFilter
-from harvester.ledger.census import take_census
-from harvester.ledger.certificates import known_certificate, newest_version
+from harvester.domain.certificates import Certificate
+from harvester.domain.orders import EVERYTHING, OrderFilter
+from harvester.ledger.certificates import (
+    CERTIFICATE_COLUMNS,
+    newest_version,
+    to_certificate,
+)
 from harvester.ledger.conditions import conditions
 from harvester.ledger.database import Database
 from harvester.ledger.schema import (
-    ARCHIVE_KEY,
     accounts,
     anomalies,
     certificates,
@@ -27,12 +29,14 @@ from harvester.ledger.schema import (
     folders,
     moves,
     orders,
-    set_aside,
+    rejected_orders,
     transitions,
 )
 
 _CHUNK = 1000
-_MOST_SHOWN = 100
+
+MOST_SHOWN: Final = 100
+"""Anomalies and rejected orders that are returned at once, the newest."""
 
 
 class OrderRow(NamedTuple):
@@ -53,35 +57,62 @@ class OrderRow(NamedTuple):
     next_check_at: datetime | None
     mode: str
     beneficiary: str | None
-    missing_since: datetime | None
+    not_found_since: datetime | None
     certificate_state: str | None
     attempts: int
     failure_reason: str | None
-    certificate: KnownCertificate | None
+    certificate: Certificate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A step of an order's chain; ``before`` is None for its first."""
+
+    seq: int
+    before: str | None
+    after: str
+    observed_at: datetime
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountedAnomaly:
+    """An anomaly of an order, how often it was seen, first and last."""
+
+    account_id: str
+    order_id: str
+    kind: str
+    recorded: str
+    served: str
+    first_at: datetime
+    last_at: datetime
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRejection:
+    """Something in an account's listing that is no readable order, how often it was seen."""
+
+    account_id: str
+    reference: str
+    reason: str
+    first_at: datetime
+    last_at: datetime
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
 class OrderDetail:
-    """One order whole: its row, its chain, its certificate versions, what was odd."""
+    """One order whole: its row, its chain, its certificate versions, its anomalies.
+
+    ``document`` is the order as Lune last served it, without the end user's e-mail address.
+    """
 
     order: OrderRow
-    transitions: Sequence[Any]
-    certificates: Sequence[KnownCertificate]
-    anomalies: Sequence[Any]
+    transitions: Sequence[Transition]
+    certificates: Sequence[Certificate]
+    anomalies: Sequence[CountedAnomaly]
     document: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The state of things; of what is odd, the newest hundred."""
-
-    by_status: Mapping[str, int]
-    by_certificate: Mapping[str, int]
-    accounts: Sequence[Any]
-    anomalies: Sequence[Any]
-    set_aside: Sequence[Any]
-    overdue: int
-    next_wake_at: datetime | None
 
 
 _METADATA = OrderRow._fields.index("metadata")
@@ -99,63 +130,43 @@ _LISTED = (
     orders.c.next_check_at,
     accounts.c.mode,
     orders.c.beneficiary,
-    orders.c.missing_since,
+    orders.c.not_found_since,
     orders.c.certificate_state,
     orders.c.attempts,
     orders.c.failure_reason,
-    certificates.c.version,
-    certificates.c.kind,
-    ARCHIVE_KEY,
-    certificates.c.sha256,
-    certificates.c.size,
-    certificates.c.stored_at,
+    *CERTIFICATE_COLUMNS,
 )
-
-
-_PARTS = (
-    (
-        select(
-            transitions.c.seq,
-            moves.c.from_status,
-            moves.c.to_status,
-            transitions.c.observed_at,
-            moves.c.source,
-        ).join_from(transitions, moves),
-        transitions.c.order_key,
-        transitions.c.seq,
-    ),
-    (
-        select(certificates, ARCHIVE_KEY).join_from(certificates, folders),
-        certificates.c.order_key,
-        certificates.c.version,
-    ),
-    (select(anomalies), anomalies.c.order_key, anomalies.c.first_at),
-)
-
-
-def _with_newest_certificate(scope: OrderFilter) -> Select[Any]:
-    newest = and_(
-        certificates.c.order_key == orders.c.key, certificates.c.version == newest_version()
+_ANOMALIES = (
+    select(
+        accounts.c.id,
+        orders.c.id,
+        anomalies.c.kind,
+        anomalies.c.recorded,
+        anomalies.c.served,
+        anomalies.c.first_at,
+        anomalies.c.last_at,
+        anomalies.c.count,
     )
-    told = orders.join(accounts).outerjoin(certificates, newest).outerjoin(folders)
-    return select(*_LISTED).select_from(told).where(*conditions(scope))
+    .select_from(anomalies.join(orders).join(accounts))
+    .order_by(anomalies.c.last_at.desc())
+)
 
 
 async def stream_orders(
     database: Database, scope: OrderFilter = EVERYTHING, limit: int | None = None
-) -> AsyncIterator[OrderRow]:
+) -> AsyncGenerator[OrderRow, None]:
     """Yield orders, newest first, in constant memory.
 
     Read a chunk at a time, each from its own short view: a reader that is slow to consume must
     not hold the write-ahead log back.
     """
-    place: tuple[datetime, str, str] | None = None
+    last: tuple[datetime, str, str] | None = None
     left = limit
     while left is None or left > 0:
         size = _CHUNK if left is None else min(_CHUNK, left)
         query = _with_newest_certificate(scope)
-        if place is not None:
-            created_at, account_id, order_id = place
+        if last is not None:
+            created_at, account_id, order_id = last
             # Written so that the index on created_at says where to go on.
             same = and_(
                 orders.c.created_at == created_at,
@@ -169,7 +180,7 @@ async def stream_orders(
             yield _order_row(row)
         if len(rows) < size:
             return
-        place = (rows[-1].created_at, rows[-1].account_id, rows[-1].id)
+        last = (rows[-1].created_at, rows[-1].account_id, rows[-1].id)
         left = None if left is None else left - len(rows)
 
 
@@ -185,68 +196,87 @@ async def find_orders(
     )
     if account_id is not None:
         query = query.where(accounts.c.id == account_id)
-    found = []
     async with database.read() as connection:
-        for *row, key, document in await connection.execute(query):
-            chain, versions, odd = [
-                (await connection.execute(part.where(column == key).order_by(sort))).all()
-                for part, column, sort in _PARTS
-            ]
-            found.append(
-                OrderDetail(
-                    order=_order_row(row),
-                    transitions=chain,
-                    certificates=[known_certificate(version) for version in versions],
-                    anomalies=odd,
-                    document=json.loads(zlib.decompress(document)),
-                )
+        return [
+            OrderDetail(
+                order=_order_row(row),
+                transitions=await _transitions(connection, key),
+                certificates=await _certificates(connection, key),
+                anomalies=await _anomalies(connection, key),
+                document=json.loads(zlib.decompress(document)),
             )
-    return found
+            for *row, key, document in (await connection.execute(query)).all()
+        ]
 
 
-async def summarise(database: Database, now: datetime) -> Summary:
-    """Count what there is and what is due."""
+async def newest_anomalies(database: Database, limit: int = MOST_SHOWN) -> list[CountedAnomaly]:
+    """Return the anomalies that were seen last, of all orders."""
     async with database.read() as connection:
-        by_status, by_certificate = Counter[str](), Counter[str]()
-        for standing in await take_census(connection):
-            by_status[standing.status] += standing.count
-            by_certificate[standing.certificate_state or "none"] += standing.count
-        next_look = await connection.scalar(
-            select(func.min(orders.c.next_check_at)).where(orders.c.next_check_at.is_not(None))
-        )
-        known = (
-            await connection.execute(
-                select(accounts).order_by(accounts.c.is_default.desc(), accounts.c.name)
-            )
-        ).all()
-        wakes = [at for at in (next_look, *(row.next_sweep_at for row in known)) if at]
-        return Summary(
-            by_status=by_status,
-            by_certificate=by_certificate,
-            accounts=known,
-            anomalies=(
-                await connection.execute(
-                    select(anomalies).order_by(anomalies.c.last_at.desc()).limit(_MOST_SHOWN)
-                )
-            ).all(),
-            set_aside=(
-                await connection.execute(
-                    select(set_aside).order_by(set_aside.c.last_at.desc()).limit(_MOST_SHOWN)
-                )
-            ).all(),
-            overdue=await connection.scalar(
-                select(func.count()).where(orders.c.next_check_at <= now)
-            )
-            or 0,
-            next_wake_at=min(wakes, default=None),
-        )
+        return [CountedAnomaly(*row) for row in await connection.execute(_ANOMALIES.limit(limit))]
 
 
-def _order_row(row: Any) -> OrderRow:
-    *own, version, kind, key, sha256, size, stored_at = row
+async def newest_rejections(database: Database, limit: int = MOST_SHOWN) -> list[KeptRejection]:
+    """Return the rejected orders that were seen last, of all accounts."""
+    query = (
+        select(
+            rejected_orders.c.account_id,
+            rejected_orders.c.reference,
+            rejected_orders.c.reason,
+            rejected_orders.c.first_at,
+            rejected_orders.c.last_at,
+            rejected_orders.c.count,
+        )
+        .order_by(rejected_orders.c.last_at.desc())
+        .limit(limit)
+    )
+    async with database.read() as connection:
+        return [KeptRejection(*row) for row in await connection.execute(query)]
+
+
+async def _transitions(connection: AsyncConnection, order_key: int) -> list[Transition]:
+    query = (
+        select(
+            transitions.c.seq,
+            moves.c.from_status,
+            moves.c.to_status,
+            transitions.c.observed_at,
+            moves.c.source,
+        )
+        .join_from(transitions, moves)
+        .where(transitions.c.order_key == order_key)
+        .order_by(transitions.c.seq)
+    )
+    return [Transition(*row) for row in await connection.execute(query)]
+
+
+async def _certificates(connection: AsyncConnection, order_key: int) -> list[Certificate]:
+    query = (
+        select(*CERTIFICATE_COLUMNS)
+        .join_from(certificates, folders)
+        .where(certificates.c.order_key == order_key)
+        .order_by(certificates.c.version)
+    )
+    return [to_certificate(row) for row in await connection.execute(query)]
+
+
+async def _anomalies(connection: AsyncConnection, order_key: int) -> list[CountedAnomaly]:
+    query = _ANOMALIES.where(anomalies.c.order_key == order_key)
+    oldest_first = query.order_by(None).order_by(anomalies.c.first_at)
+    return [CountedAnomaly(*row) for row in await connection.execute(oldest_first)]
+
+
+def _with_newest_certificate(scope: OrderFilter) -> Select[Any]:
+    newest = and_(
+        certificates.c.order_key == orders.c.key, certificates.c.version == newest_version()
+    )
+    joined = orders.join(accounts).outerjoin(certificates, newest).outerjoin(folders)
+    return select(*_LISTED).select_from(joined).where(*conditions(scope))
+
+
+def _order_row(row: Sequence[Any]) -> OrderRow:
+    *own, version, kind, path, sha256, size, stored_at = row
     own[_METADATA] = json.loads(own[_METADATA])
     certificate = None
     if version is not None:
-        file = StoredFile(key, sha256, size)
-        certificate = KnownCertificate(version, CertificateKind(kind), file, stored_at)
+        certificate = to_certificate((version, kind, path, sha256, size, stored_at))
     return OrderRow._make((*own, certificate))

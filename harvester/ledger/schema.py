@@ -4,14 +4,14 @@ Instants are INTEGER microseconds since 1970 UTC: exact, sortable, free of time 
 are texts of 32 characters: an account and an order have theirs in their own row only, and other
 rows refer to them by the integer ``key``, which is the ledger's own and never leaves it. What is
 the same in very many rows is written once, too (``moves``, ``folders``). For those who read the
-file by hand two views tell all that in words: ``history`` the transitions, ``files`` the
+file by hand two views have all that in words: ``history`` the transitions, ``files`` the
 certificates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -28,12 +28,11 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+from harvester.domain.instants import EPOCH, MICROSECOND
 
 
 def _read(value: int | None) -> datetime | None:
-    return None if value is None else _EPOCH + value * _MICROSECOND
+    return None if value is None else EPOCH + value * MICROSECOND
 
 
 class Instant(TypeDecorator[datetime]):
@@ -44,7 +43,7 @@ class Instant(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - the library's signature
         """Turn an aware datetime into microseconds; a naive one is a fault of ours."""
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+        return None if value is None else (value - EPOCH) // MICROSECOND
 
     def result_processor(
         self,
@@ -112,7 +111,8 @@ orders = Table(
     Column("first_sweep", Integer, nullable=False),
     # The account's when the order was first seen; the account's own may change.
     Column("beneficiary", Text),
-    Column("missing_since", Instant),
+    # Since when Lune answers 404 for it.
+    Column("not_found_since", Instant),
     Column("document_digest", LargeBinary, nullable=False),
     Column("certificate_state", Text),
     Column("owed_since", Instant),
@@ -120,7 +120,7 @@ orders = Table(
     Column("tried_at", Instant),
     Column("failure_reason", Text),
     # Where it stands in its account's listing, counted upwards; null until a page showed it.
-    Column("place", Integer),
+    Column("position", Integer),
     # When it was found to stay in its status for too long; null again once it moved.
     Column("stuck_at", Instant),
 )
@@ -177,7 +177,7 @@ certificates = Table(
     Column("order_key", Integer, ForeignKey("orders.key"), primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("kind", Text, nullable=False),
-    # The archive's key is the folder's path and this.
+    # Its path in the archive is the folder's and this.
     Column("folder_key", Integer, ForeignKey("folders.key"), nullable=False),
     Column("name", Text, nullable=False),
     Column("sha256", Digest, nullable=False),
@@ -188,11 +188,11 @@ certificates = Table(
     Column("lost_at", Instant),
 )
 
-ARCHIVE_KEY: ColumnElement[str] = (folders.c.path + certificates.c.name).label("key")
-"""What the archive knows a certificate's file by."""
+PATH: ColumnElement[str] = (folders.c.path + certificates.c.name).label("path")
+"""Where a certificate's file lies, below the archive's root."""
 
-set_aside = Table(
-    "set_aside",
+rejected_orders = Table(
+    "rejected_orders",
     metadata,
     Column("account_id", Text, primary_key=True),
     Column("reference", Text, primary_key=True),
@@ -203,14 +203,14 @@ set_aside = Table(
     Column("count", Integer, nullable=False),
 )
 
-intentions = Table(
-    "intentions",
+purchases = Table(
+    "purchases",
     metadata,
     Column("account_id", Text, primary_key=True),
     Column("idempotency_key", Text, primary_key=True),
     Column("kind", Text, nullable=False),
     Column("request", Text, nullable=False),
-    Column("intended_at", Instant, nullable=False),
+    Column("recorded_at", Instant, nullable=False),
     # Settled one way: an order there is, or why there is none.
     Column("settled_at", Instant),
     Column("order_id", Text),
@@ -233,18 +233,21 @@ receivers = Table(
     "receivers",
     metadata,
     Column("name", Text, primary_key=True),
-    # Every event up to here was taken, or not wanted, or has a row among the deliveries.
-    Column("cursor", Integer, nullable=False),
+    # Which events it wants, as JSON lists; null for any.
+    Column("types", Text),
+    Column("accounts", Text),
     Column("parked_reason", Text),
 )
 
 deliveries = Table(
     "deliveries",
     metadata,
+    # One row for each event that a receiver wants, from the event to its delivery.
     Column("receiver", Text, primary_key=True),
     Column("seq", Integer, primary_key=True),
     Column("attempts", Integer, nullable=False),
-    Column("next_try_at", Instant, nullable=False),
+    # Null: at once.
+    Column("next_attempt_at", Instant),
     Column("failure", Text),
 )
 
@@ -261,7 +264,7 @@ webhook_events = Table(
     Column("problem", Text),
     Column("is_stale", Integer, nullable=False),
     Column("signed_at", Instant, nullable=False),
-    Column("heard_at", Instant, nullable=False),
+    Column("received_at", Instant, nullable=False),
     # As it came, without the end user's e-mail: JSON, deflated.
     Column("document", LargeBinary, nullable=False),
 )
@@ -272,7 +275,7 @@ hints = Table(
     Column("account_id", Text, primary_key=True),
     Column("order_id", Text, primary_key=True),
     Column("hinted_at", Instant, nullable=False),
-    # What was announced; null when it says no more than "look".
+    # The status it should have; null when it says no more than "ask".
     Column("status", Text),
     Column("sequence", Text, nullable=False),
     # When to ask for an order that is not in the ledger; any other has its own date.

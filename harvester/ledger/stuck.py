@@ -6,48 +6,20 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import and_, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.events import EventType, NewEvent
+from harvester.domain.instants import rfc3339
 from harvester.domain.stuck import Bound, StuckOrder
+from harvester.ledger.conditions import is_order
 from harvester.ledger.database import Database
 from harvester.ledger.events import write_events
-from harvester.ledger.keys import is_order
 from harvester.ledger.schema import accounts, documents, orders
 
-MOST = 500
-"""Orders that are told of at once."""
-
-
-class StuckRecords:
-    """The part of :class:`harvester.domain.ledger.Ledger` about orders that do not move."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def announce_stuck(
-        self, bounds: Mapping[str, Bound], now: datetime
-    ) -> Sequence[StuckOrder]:
-        """See the port."""
-        new = await find_stuck(self._database, bounds, now, untold=True)
-        if not new:
-            return ()
-
-        async def work(connection: AsyncConnection) -> Sequence[StuckOrder]:
-            told = []
-            for one in new:
-                this = is_order(one.account_id, one.order_id)
-                # It may have moved since it was found.
-                still = and_(this, orders.c.status == one.status, orders.c.stuck_at.is_(None))
-                done = await connection.execute(update(orders).where(still).values(stuck_at=now))
-                if done.rowcount:
-                    told.append(one)
-            await write_events(connection, [_event(one, now) for one in told])
-            return told
-
-        return await self._database.write(work)
+MOST_STUCK: Final = 500
+"""Orders that are found at once."""
 
 
 async def find_stuck(
@@ -55,10 +27,13 @@ async def find_stuck(
     bounds: Mapping[str, Bound],
     now: datetime,
     *,
-    untold: bool = False,
-    most: int = MOST,
+    unmarked: bool = False,
+    most: int = MOST_STUCK,
 ) -> list[StuckOrder]:
-    """Return orders that stay beyond their status's bound, the longest first, ``most`` of them."""
+    """Return orders that stay beyond their status's bound, the longest first, ``most`` of them.
+
+    With ``unmarked`` only those that :func:`mark_stuck` has not marked in this status.
+    """
     late = [
         and_(orders.c.status == status, orders.c.changed_at < now - bound.after)
         for status, bound in bounds.items()
@@ -78,7 +53,7 @@ async def find_stuck(
         .order_by(orders.c.changed_at)
         .limit(most)
     )
-    if untold:
+    if unmarked:
         query = query.where(orders.c.stuck_at.is_(None))
     async with database.read() as connection:
         return [
@@ -87,11 +62,34 @@ async def find_stuck(
         ]
 
 
+async def mark_stuck(
+    database: Database, bounds: Mapping[str, Bound], now: datetime
+) -> Sequence[StuckOrder]:
+    """Mark open orders beyond their status's bound, each once a status, and write the event.
+
+    Returns those that are newly marked.
+    """
+    new = await find_stuck(database, bounds, now, unmarked=True)
+    if not new:
+        return ()
+    marked = []
+    async with database.transaction() as tx:
+        for one in new:
+            this = is_order(one.account_id, one.order_id)
+            # It may have moved since it was found.
+            still = and_(this, orders.c.status == one.status, orders.c.stuck_at.is_(None))
+            done = await tx.execute(update(orders).where(still).values(stuck_at=now))
+            if done.rowcount:
+                marked.append(one)
+        await write_events(tx, [_event(one, now) for one in marked])
+    return marked
+
+
 def _event(one: StuckOrder, now: datetime) -> NewEvent:
     data = {
         "idempotency_key": one.idempotency_key,
         "status": one.status,
-        "since": one.since.isoformat().replace("+00:00", "Z"),
+        "since": rfc3339(one.since),
         "bound_seconds": round(one.bound.after.total_seconds()),
         "basis": one.bound.basis,
     }

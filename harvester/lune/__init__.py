@@ -2,7 +2,7 @@
 
 ::
 
-    async with LuneClient("https://api.lune.co/v1", lambda: key, Pacer(12)) as lune:
+    async with LuneClient("https://api.lune.co/v1", lambda: key, RateLimiter(12)) as lune:
         account = await lune.fetch_own_account()
         order = await lune.fetch_order_by_key(account, "INV-1")
 
@@ -19,18 +19,18 @@ Errors are those of :mod:`harvester.domain.errors`.
 """
 
 from harvester.domain.purchases import BundleShare, Purchase, Quote, by_estimate, by_mass, by_value
-from harvester.lune.client import Caps, LuneClient
-from harvester.lune.rate_limiter import Pacer
-from harvester.lune.transport import Deadlines
+from harvester.lune.client import LuneClient
+from harvester.lune.rate_limiter import RateLimiter
+from harvester.lune.transport import ClientOptions, Deadlines
 
 __all__ = [
     "BundleShare",
-    "Caps",
+    "ClientOptions",
     "Deadlines",
     "LuneClient",
-    "Pacer",
     "Purchase",
     "Quote",
+    "RateLimiter",
     "by_estimate",
     "by_mass",
     "by_value",

@@ -1,7 +1,9 @@
 """Served JSON to the domain's nouns: strict about what is used, lenient about everything else.
 
-Unknown fields and unknown status texts are kept, missing optional ones are fine. An order that
-cannot be read is set aside and leaves the rest of its page alone.
+Bytes that two readers could understand differently are refused. Unknown fields and unknown status
+texts are kept, missing optional ones are fine. An order that cannot be read is rejected and leaves
+the rest of its page alone. The messages of :class:`PayloadError` name rules and fields, never
+served values, so they may be logged.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from harvester.domain.orders import Account, Order, OrderPage, SetAside, is_identifier
+from harvester.domain.lune_events import Subscription
+from harvester.domain.orders import Account, Order, OrderPage, RejectedOrder, is_identifier
 from harvester.domain.purchases import Quote, QuotedBundle
-from harvester.lune.payload import PayloadError, is_line, load, settle
+
+# Lune's own objects are five levels deep; this keeps us far from the interpreter's own limit.
+_DEEPEST: Final = 64
 
 # Decimal strings by Lune's schema; only the quantity is used, but an order with one of the others
 # broken is not one to file for an auditor.
@@ -35,9 +40,95 @@ _LONGEST_STATUS: Final = 64
 _LONGEST_CURSOR: Final = 1024
 _LONGEST_REFERENCE: Final = 64
 _LONGEST_DOCUMENT: Final = 4096
+_LONGEST_URL: Final = 2048
+_LONGEST_SECRET: Final = 256
 _INSTANT: Final = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
 )
+
+
+class PayloadError(ValueError):
+    """Served bytes are not what the API serves."""
+
+
+def load(data: bytes) -> Any:
+    """Parse UTF-8 JSON, numbers with a fraction or exponent as Decimal.
+
+    Refuses byte order marks, ``NaN`` and infinities, repeated keys, integers of more digits than
+    the interpreter takes and nesting beyond its limit, with ``PayloadError``.
+    """
+    try:
+        return json.loads(
+            data.decode(),
+            object_pairs_hook=_object,
+            parse_float=_decimal,
+            parse_constant=_refuse_constant,
+        )
+    except PayloadError:
+        raise
+    except UnicodeDecodeError:
+        raise PayloadError("not UTF-8") from None
+    except RecursionError:
+        raise PayloadError("JSON nested too deep") from None
+    except ValueError:
+        raise PayloadError("not JSON") from None
+
+
+def settle(value: Any, depth: int = 0) -> Any:
+    """Return a parsed value as it can be stored: Decimals as their text, every string encodable.
+
+    Refuses NUL and lone surrogates, which databases and files do not take, and deep nesting.
+    """
+    kind = type(value)
+    if kind is str:
+        return _storable(value)
+    if kind is dict or kind is list:
+        if depth >= _DEEPEST:
+            raise PayloadError("nested too deep")
+        if kind is list:
+            return [settle(item, depth + 1) for item in value]
+        return {
+            # Nearly every leaf is plain text; a call for each would double the time of a page.
+            _storable(key): item
+            if item is None or (type(item) is str and item.isascii() and "\0" not in item)
+            else settle(item, depth + 1)
+            for key, item in value.items()
+        }
+    return str(value) if kind is Decimal else value
+
+
+def is_line(text: object, longest: int) -> bool:
+    """Tell whether this is printable text of 1 to ``longest`` characters."""
+    return isinstance(text, str) and 0 < len(text) <= longest and text.isprintable()
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise PayloadError("NUL in a text")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PayloadError("half a surrogate pair in a text") from None
+    return text
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise PayloadError("JSON with a repeated key")
+    return fields
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise PayloadError("JSON number out of range") from None
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise PayloadError("JSON with NaN or an infinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +145,31 @@ class AccountPage:
     next_cursor: str | None
 
 
-def read_order(data: bytes) -> Order:
+def parse_order(data: bytes) -> Order:
     """Read one order; ``PayloadError`` when it is not one."""
     return _order(load(data))
 
 
-def read_order_page(data: bytes) -> OrderPage:
-    """Read a page of orders; malformed ones are set aside. ``PayloadError`` for the page itself."""
+def parse_order_page(data: bytes) -> OrderPage:
+    """Read a page of orders; malformed ones are rejected. ``PayloadError`` for the page itself."""
     rows, next_cursor = _page(load(data))
-    read = [order_or_set_aside(row) for row in rows]
+    read = [order_or_rejected(row) for row in rows]
     return OrderPage(
         orders=tuple(row for row in read if isinstance(row, Order)),
-        set_aside=tuple(row for row in read if isinstance(row, SetAside)),
+        rejected=tuple(row for row in read if isinstance(row, RejectedOrder)),
         next_cursor=next_cursor,
     )
 
 
-def order_or_set_aside(row: object) -> Order | SetAside:
-    """Read one parsed object as an order, or set it aside with the reason."""
+def order_or_rejected(row: object) -> Order | RejectedOrder:
+    """Read one parsed object as an order, or reject it with the reason."""
     try:
         return _order(row)
     except PayloadError as error:
-        return SetAside(reference=_reference(row), reason=str(error), document=_shortened(row))
+        return RejectedOrder(reference=_reference(row), reason=str(error), document=_shortened(row))
 
 
-def read_quote(data: bytes) -> Quote:
+def parse_quote(data: bytes) -> Quote:
     """Read a quote; ``PayloadError`` when it is not one."""
     row = load(data)
     if not isinstance(row, dict) or not isinstance(row.get("bundles"), list):
@@ -117,12 +208,12 @@ def _money(row: Mapping[str, Any], name: str) -> Decimal:
     return Decimal(text)
 
 
-def read_account(data: bytes, *, is_default: bool = False) -> Account:
+def parse_account(data: bytes, *, is_default: bool = False) -> Account:
     """Read one account; ``PayloadError`` when it is not one."""
     return _account(load(data), is_default=is_default)
 
 
-def read_account_page(data: bytes) -> AccountPage:
+def parse_account_page(data: bytes) -> AccountPage:
     """Read a page of accounts, leaving out malformed ones. ``PayloadError`` for the page itself."""
     rows, next_cursor = _page(load(data))
     accounts: list[Account] = []
@@ -134,6 +225,48 @@ def read_account_page(data: bytes) -> AccountPage:
             skipped.append(str(error))
     references = frozenset(_reference(row) for row in rows)
     return AccountPage(tuple(accounts), tuple(skipped), references, next_cursor)
+
+
+def parse_subscription(data: bytes) -> Subscription:
+    """Read one webhook as it is set up; ``PayloadError`` when it is not one."""
+    return _subscription(load(data))
+
+
+def parse_subscriptions(data: bytes) -> list[Subscription]:
+    """Read the list of webhooks; ``PayloadError`` when it is not one."""
+    rows = load(data)
+    if not isinstance(rows, list):
+        raise PayloadError("webhooks: not a list")
+    return [_subscription(row) for row in rows]
+
+
+def _subscription(row: object) -> Subscription:
+    fields = settle(row)
+    if not isinstance(fields, dict):
+        raise PayloadError("webhook: not an object")
+    for name, longest in (
+        ("id", 64),
+        ("url", _LONGEST_URL),
+        ("account_type", 64),
+        ("secret", _LONGEST_SECRET),
+    ):
+        if not is_line(fields.get(name), longest):
+            raise PayloadError(f"webhook: {name}: not printable text")
+    created_at = parse_instant(fields.get("created_at"))
+    account_ids = fields.get("account_ids") or []
+    if created_at is None or not isinstance(fields.get("enabled"), bool):
+        raise PayloadError("webhook: created_at or enabled: not as in the schema")
+    if not isinstance(account_ids, list) or not all(isinstance(one, str) for one in account_ids):
+        raise PayloadError("webhook: account_ids: not a list of texts")
+    return Subscription(
+        id=fields["id"],
+        url=fields["url"],
+        enabled=fields["enabled"],
+        mode=fields["account_type"],
+        created_at=created_at,
+        account_ids=tuple(account_ids),
+        secret=fields["secret"],
+    )
 
 
 def _page(page: object) -> tuple[list[object], str | None]:
@@ -164,7 +297,7 @@ def _order(row: object) -> Order:
     problems: list[str] = []
     if not is_line(fields.get("status"), _LONGEST_STATUS):
         problems.append(f"status: not printable text of 1 to {_LONGEST_STATUS} characters")
-    created_at = read_instant(fields.get("created_at"))
+    created_at = parse_instant(fields.get("created_at"))
     if created_at is None:
         problems.append("created_at: not an RFC 3339 instant of the years 1970 to 9999")
     key = fields.get("idempotency_key")
@@ -238,7 +371,7 @@ def _amount(value: object) -> str | None:
     return value if _AMOUNT.fullmatch(value) else None
 
 
-def read_instant(value: object) -> datetime | None:
+def parse_instant(value: object) -> datetime | None:
     """Return an RFC 3339 instant in UTC, to the microsecond; None when it is not one."""
     if not isinstance(value, str) or not _INSTANT.fullmatch(value):
         return None

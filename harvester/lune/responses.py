@@ -21,7 +21,7 @@ from harvester.domain.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from harvester.lune.payload import PayloadError, load
+from harvester.lune.parsing import PayloadError, load
 from harvester.lune.retry import parse_retry_after
 
 Redact = Callable[[str], str]
@@ -43,14 +43,14 @@ _LONGEST_QUOTE: Final = 200  # bytes
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class AnswerTooLarge(UnexpectedAnswer):
+class ResponseTooLarge(UnexpectedAnswer):
     """A body over its cap; the same request would get it again."""
 
     retryable = False
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A whole answer: what was asked, status, the headers that count, the body.
 
     ``served_at`` is the server's clock in seconds since the epoch, None when it told no date.
@@ -76,7 +76,7 @@ class Answer:
         )
 
 
-def raise_for(answer: Answer, types: tuple[str, ...] | None, redact: Redact) -> None:
+def raise_for(answer: Response, types: tuple[str, ...] | None, redact: Redact) -> None:
     """Raise the error an answer stands for; return when it is a good 200.
 
     A good one is of one of the ``types``, if any are given; with :data:`NOTHING` it may be a 204
@@ -128,7 +128,7 @@ def _classify(status: int, code: str | None) -> tuple[type[LuneError], str]:
     return UnexpectedAnswer, "a status the API does not serve"
 
 
-def _read_error(answer: Answer) -> tuple[str | None, str]:
+def _read_error(answer: Response) -> tuple[str | None, str]:
     """Return Lune's error code and message, as far as the body has them; HTML is not quoted."""
     try:
         body = load(answer.body)

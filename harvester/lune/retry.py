@@ -143,4 +143,6 @@ def _error(state: RetryCallState) -> LuneError | None:
 def _log_retry(state: RetryCallState) -> None:
     error = _error(state)
     if error is not None:
-        log.info("asked again", error=type(error).__name__, reason=str(error), cf_ray=error.cf_ray)
+        log.info(
+            "request repeated", error=type(error).__name__, reason=str(error), cf_ray=error.cf_ray
+        )

@@ -1,4 +1,4 @@
-"""One request and its answer over aiohttp, with a deadline, a cap and nothing done unasked.
+"""One request and its response over aiohttp, with a deadline, a cap and nothing done unasked.
 
 aiohttp would follow redirects, keep cookies, unpack compressed bodies, read proxies from the
 environment, send a GET a second time by itself and reuse a connection on which unasked bytes have
@@ -7,25 +7,37 @@ arrived. None of that happens here.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.tracing import Trace
 from yarl import URL
 
-from harvester.domain.errors import LuneError, Unreachable
-from harvester.lune.connector import CleanConnector, GuardedResolver, Lookup
-from harvester.lune.failures import TooSlow, describe
-from harvester.lune.responses import Answer, AnswerTooLarge, Redact, printable_token
-from harvester.lune.retry import StaleConnection
+from harvester.domain.errors import LuneError, UnexpectedAnswer, Unreachable
+from harvester.domain.urls import may_stand_for
+from harvester.lune.responses import Redact, Response, ResponseTooLarge, printable_token
+from harvester.lune.retry import Sleep, StaleConnection
+
+T = TypeVar("T")
+
+Lookup = Callable[..., list[Any]]
+"""What ``socket.getaddrinfo`` takes and returns."""
 
 _ERROR_CAP: Final = 65_536  # bytes of an answer that is an error anyway
+_ABOUT_DATES: Final = frozenset({9, 10})  # OpenSSL: not yet valid, has expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,41 +57,48 @@ class Deadlines:
     floor_window: float = 30.0
 
 
-class Exchange:
-    """The one HTTP session; an asynchronous context manager.
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What a client may be made with; the defaults are those of the service.
 
-    ``headers`` go with every request, ``redact`` hides the key in what is served, ``connections``
-    is how many may be open at once, ``tls`` replaces the system's trust and ``lookup`` its name
-    service.
+    ``largest_json`` and ``largest_certificate`` are the largest bodies that are read, in bytes;
+    ``connections`` is how many may be open at once; ``tls`` replaces the system's trust and
+    ``lookup`` its name service; ``sleep`` waits between tries.
     """
 
-    def __init__(
-        self,
-        headers: Mapping[str, str],
-        *,
-        redact: Redact,
-        deadlines: Deadlines,
-        connections: int,
-        tls: ssl.SSLContext | None,
-        lookup: Lookup = socket.getaddrinfo,
-    ) -> None:
-        self._headers = headers
+    deadlines: Deadlines = Deadlines()
+    largest_json: int = 8 * 2**20
+    largest_certificate: int = 32 * 2**20
+    connections: int = 16
+    lune_version: str = "2024-08-08"
+    user_agent: str = "lune-harvester"
+    tls: ssl.SSLContext | None = None
+    lookup: Lookup = socket.getaddrinfo
+    sleep: Sleep = asyncio.sleep
+
+
+class Transport:
+    """The one HTTP session, between ``open`` and ``close``. ``redact`` hides the key."""
+
+    def __init__(self, options: ClientOptions, redact: Redact) -> None:
+        self._options = options
         self._redact = redact
-        self._deadlines = deadlines
-        self._connections = connections
-        self._tls = tls
-        self._lookup = lookup
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> None:
+    async def open(self) -> None:
+        """Make the session."""
         reuse = aiohttp.TraceConfig()
         reuse.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
-            headers={"Accept-Encoding": "identity", **self._headers},
+            headers={
+                "Accept-Encoding": "identity",
+                "Lune-Version": self._options.lune_version,
+                "User-Agent": self._options.user_agent,
+            },
             connector=CleanConnector(
-                limit=self._connections,
-                ssl=self._tls or True,
-                resolver=GuardedResolver(self._lookup),
+                limit=self._options.connections,
+                ssl=self._options.tls or True,
+                resolver=GuardedResolver(self._options.lookup),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -88,7 +107,8 @@ class Exchange:
             middlewares=(_never_sent_twice,),
         )
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -102,16 +122,17 @@ class Exchange:
         body: bytes | None = None,
         total: float,
         cap: int,
-    ) -> Answer:
-        """Return the answer, whatever its status; the body of a 200 is whole and within ``cap``.
+    ) -> Response:
+        """Return the response, whatever its status; the body of a 200 is whole and within ``cap``.
 
         ``body`` is JSON. ``total`` is in seconds, ``cap`` in bytes. Raises ``Unreachable``,
-        ``UnexpectedAnswer`` for what is not HTTP and ``AnswerTooLarge``.
+        ``UnexpectedAnswer`` for what is not HTTP and ``ResponseTooLarge``.
         """
         if self._session is None:
             raise RuntimeError("the client is used outside of its async with block")
+        deadlines = self._options.deadlines
         timeout = aiohttp.ClientTimeout(
-            total=total, connect=self._deadlines.connect, sock_read=self._deadlines.read
+            total=total, connect=deadlines.connect, sock_read=deadlines.read
         )
         connection = SimpleNamespace(reused=False)
         try:
@@ -124,7 +145,7 @@ class Exchange:
                 allow_redirects=False,
                 trace_request_ctx=connection,
             ) as response:
-                return await _read(response, cap, self._redact, self._deadlines)
+                return await _read(response, cap, self._redact, deadlines)
         except _NoAnswerError as failure:
             kind: type[LuneError] = StaleConnection if connection.reused else Unreachable
             word = describe(failure.reason)[1]
@@ -136,7 +157,7 @@ class Exchange:
 
 async def _read(
     response: aiohttp.ClientResponse, cap: int, redact: Redact, deadlines: Deadlines
-) -> Answer:
+) -> Response:
     path = response.url.raw_path
     headers = response.headers
     body = bytearray()
@@ -157,7 +178,7 @@ async def _read(
         # The status is known, and says more than that its explanation was cut.
     if over:
         response.close()
-    answer = Answer(
+    answer = Response(
         method=response.method,
         path=path,
         status=response.status,
@@ -170,7 +191,7 @@ async def _read(
         body=bytes(body),
     )
     if over and good:
-        raise AnswerTooLarge(
+        raise ResponseTooLarge(
             f"too large: over {cap} bytes",
             method=response.method,
             path=path,
@@ -218,7 +239,7 @@ async def _never_sent_twice(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
     # aiohttp sends a GET again when the connection drops, and that second request would not have
-    # passed the pacer; it does so for these two errors only, so they leave as another one.
+    # passed the rate limiter; it does so for these two errors only, so they leave as another one.
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -233,3 +254,140 @@ async def _note_reuse(
     _params: aiohttp.TraceConnectionReuseconnParams,
 ) -> None:
     context.trace_request_ctx.reused = True
+
+
+class AddressRefused(OSError):
+    """A name resolved to nothing but addresses the key must not go to."""
+
+
+class GuardedResolver(AbstractResolver):
+    """Look names up beside the loop; leave out every address the key must not go to.
+
+    A literal address in ``base_url`` does not come here: that is the operator's own choice.
+    """
+
+    def __init__(self, lookup: Lookup = socket.getaddrinfo) -> None:
+        self._lookup = lookup
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the host's addresses; ``OSError`` when there are none, or none that may be."""
+        work = partial(
+            self._lookup,
+            host,
+            port,
+            family=family,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_ADDRCONFIG,
+        )
+        found = await _in_own_thread(work)
+        results = [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=family,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for family, _, proto, _, address in found
+            if may_stand_for(host, address[0])
+        ]
+        if not results:
+            raise AddressRefused
+        return results
+
+    async def close(self) -> None:
+        """Do nothing: a look-up under way is left to itself."""
+
+
+async def _in_own_thread(work: Callable[[], T]) -> T:
+    """Run a blocking look-up in a thread that nobody waits for at the end.
+
+    The loop's own threads are joined before the program ends, and a name service that does not
+    answer holds its thread for half a minute.
+    """
+    result: Future[T] = Future()
+    result.set_running_or_notify_cancel()  # from here on only the thread may settle it
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except OSError as error:
+            result.set_exception(error)
+        except UnicodeError:
+            result.set_exception(socket.gaierror(socket.EAI_NONAME, "not a host name"))
+
+    threading.Thread(target=run, name="lookup", daemon=True).start()
+    return await asyncio.wrap_future(result)
+
+
+class CleanConnector(aiohttp.TCPConnector):
+    """Hand out no idle connection on which something has arrived since.
+
+    Such bytes would be taken for the answer to the next request: one order would be filed with
+    another's certificate.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> aiohttp.connector.Connection:
+        """Return a connection, new or idle and silent."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
+class TooSlow(TimeoutError):
+    """A body comes in, but not at a speed worth waiting for."""
+
+
+def describe(error: BaseException) -> tuple[type[LuneError], str]:
+    """Return the class and a short word for a failure of the connection."""
+    words: tuple[tuple[type[BaseException], str], ...] = (
+        (aiohttp.ClientConnectorDNSError, "dns"),
+        (aiohttp.ClientConnectorCertificateError, "tls: certificate refused"),
+        (aiohttp.ClientSSLError, "tls"),
+        (ssl.SSLError, "tls"),
+        (aiohttp.ConnectionTimeoutError, "timeout: no connection in time"),
+        (aiohttp.SocketTimeoutError, "timeout: no bytes in time"),
+        (TooSlow, "timeout: too few bytes in time"),
+        (TimeoutError, "timeout: not whole in time"),
+        (aiohttp.ClientConnectorError, "connect"),
+        (aiohttp.ClientPayloadError, "truncated: the body was cut short"),
+        (aiohttp.ServerDisconnectedError, "disconnected before an answer"),
+        (OSError, "disconnected"),
+    )
+    for kind, word in words:
+        if isinstance(error, kind):
+            detail = _detail(error)
+            return Unreachable, f"{word}: {detail}" if detail else word
+    return UnexpectedAnswer, "protocol: not an HTTP answer"
+
+
+def _detail(error: BaseException) -> str | None:
+    """Say what the system or OpenSSL calls a failure; nothing that the server wrote."""
+    cause = error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+    if isinstance(cause, AddressRefused):
+        return "the name stands for an address that is not public"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        hint = "; is the clock right?" if cause.verify_code in _ABOUT_DATES else ""
+        return cause.verify_message + hint
+    if isinstance(cause, ssl.SSLError):
+        return cause.reason
+    if isinstance(cause, socket.gaierror):
+        return cause.strerror
+    number = getattr(cause, "errno", None)
+    if number is None and isinstance(cause, ConnectionResetError):
+        return "the handshake was cut"  # asyncio's own: the system's would have a number
+    return errno.errorcode.get(number) if isinstance(number, int) else None

@@ -1,4 +1,4 @@
-"""The service: the same steps as a drain, woken over and over until asked to stop."""
+"""The daemon: the same steps as a drain, woken over and over until asked to stop."""
 
 from __future__ import annotations
 
@@ -7,56 +7,34 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Protocol
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 
-from harvester.context import Stop
+from harvester.app import App
 from harvester.domain.errors import (
     ConfigurationError,
     HarvesterError,
     KeyRefused,
     LedgerReplaced,
 )
-from harvester.domain.orders import Account
-from harvester.domain.schedule import Cadence
-from harvester.events.dispatch import Announcer
-from harvester.harvest.accounts import AccountBook
-from harvester.harvest.collect import Collector
-from harvester.harvest.purchase import Placer
+from harvester.domain.lune_events import KEPT_FOR
 from harvester.harvest.reports import CollectReport, SweepReport
-from harvester.harvest.sweep import Sweep
-from harvester.runtime.liveness import PATIENCE, StepHangsError, Watch
+from harvester.harvest.stuck import report_stuck
+from harvester.ledger.hints import forget_webhook_events
+from harvester.liveness import Liveness, StepHungError
 from harvester.runtime.watchdog import tell_stacks
 
 log = structlog.get_logger()
 
-GRACE = 15.0
-"""Seconds that what is in flight has to end after a stop; then it is abandoned, crash-safe."""
-
-KEY_PAUSE = 300.0
-"""Seconds between two attempts with a key that was refused."""
-
 _SLOWEST_TICK = 60.0
 _SLOWEST_COLLECT_TICK = 10.0
-_SLOWEST_ANNOUNCE_TICK = 1.0
+_SLOWEST_DELIVER_TICK = 1.0
 _FASTEST_TICK = 0.2
 _MOST_TICKS_OFF = 6
-_HOUSEKEEPING = timedelta(hours=1)
-_HEED = timedelta(seconds=2)
-
-
-class Key(Protocol):
-    """What the daemon needs of the client: whether the key is refused, and to ask with it anew."""
-
-    @property
-    def refused(self) -> bool:
-        """Whether Lune refused the key and no ``probe`` succeeded since, whoever asked."""
-
-    async def probe(self) -> Account:
-        """Read the key again and ask with it; ``KeyRefused`` while it is refused."""
+_HOUSEKEEPING = 3600.0
+_HINTS = 2.0
 
 
 class _Every(BaseTrigger):  # type: ignore[misc]  # the scheduler has no types
@@ -78,60 +56,26 @@ class _Every(BaseTrigger):  # type: ignore[misc]  # the scheduler has no types
 
 
 class Daemon:
-    """Wakes sweep, collect and housekeeping; owns when, and nothing else.
+    """Wakes sweep, collection, deliveries and housekeeping; owns when, and nothing else.
 
-    Due dates are in the ledger: a wake-up with nothing due asks Lune for nothing. ``watch`` has
-    the figures of its health: ``lag``, ``longest_lag`` and ``ages``, in seconds. ``patience`` is
-    how long a step may be silent, ``heeding`` whether webhooks are taken, ``grace`` how long a
-    step has to end after a stop, ``wall`` the wall clock that is watched for steps.
+    Due dates are in the ledger: a wake-up with nothing due asks Lune for nothing. ``wall`` is the
+    wall clock that is watched for steps.
     """
 
-    def __init__(
-        self,
-        *,
-        lune: Key,
-        book: AccountBook,
-        sweep: Sweep,
-        collector: Collector,
-        placer: Placer,
-        announcer: Announcer | None = None,
-        cadence: Cadence,
-        housekeeping: Callable[[], Awaitable[None]],
-        requests: Callable[[], int],
-        stop: Stop,
-        heeding: bool = False,
-        grace: float = GRACE,
-        patience: float = PATIENCE,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._lune = lune
-        self._book = book
-        self._sweep = sweep
-        self._collector = collector
-        self._placer = placer
-        self._announcer = announcer
-        self._housekeeping = housekeeping
-        self._requests = requests
-        self._requests_told = 0
+    def __init__(self, app: App, wall: Callable[[], float] = time.time) -> None:
+        self._app = app
+        self._stop = app.context.stop
+        self._limits = app.context.limits
+        self.liveness = Liveness(app.context, lambda: app.requests, wall)
+        self._requests_logged = 0
         self._collected = CollectReport()
-        self._stop = stop
-        self._heeding = heeding
-        self._grace = grace
-        self.watch = Watch(stop, requests, patience=patience, wall=wall)
         self._running: set[asyncio.Task[None]] = set()
         self._again: set[str] = set()
         self._fault: BaseException | None = None
         self._refused_until: float | None = None
         self._failures: dict[str, str] = {}
         self._ticks_off = self._ticks_to_go = 0
-        tick = min(max(cadence.sweep_interval.total_seconds() / 15, _FASTEST_TICK), _SLOWEST_TICK)
-        self._ticks = {"sweep": tick, "collect": min(tick, _SLOWEST_COLLECT_TICK)}
-        # A job for each receiver, so that a slow one delays no other.
-        self._announcements = {
-            f"announce {name}": partial(self._announce_step, name)
-            for name in (() if announcer is None else announcer.receivers)
-        }
-        self._ticks |= dict.fromkeys(self._announcements, min(tick, _SLOWEST_ANNOUNCE_TICK))
+        self._steps = self._make_steps()
         self._scheduler = AsyncIOScheduler(
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
@@ -140,22 +84,17 @@ class Daemon:
     async def run_forever(self, looked: Callable[[], object] = lambda: None) -> None:
         """Work until asked to stop; raise what made going on impossible.
 
-        ``looked`` is called at each look of the watch that finds all well, and when asked to stop.
+        ``looked`` is called each time that liveness finds all well, and when asked to stop.
         """
-        self._add("sweep", self._sweep_step, timedelta(seconds=self._ticks["sweep"]))
-        self._add("collect", self._collect_step, timedelta(seconds=self._ticks["collect"]))
-        self._add("housekeeping", self._housekeeping_step, _HOUSEKEEPING)
-        for name, step in self._announcements.items():
-            self._add(name, step, timedelta(seconds=self._ticks[name]))
-        if self._heeding:
-            self._add("heed", self._heed_step, _HEED)
+        for name, (step, every) in self._steps.items():
+            self._add(name, step, every)
         self._scheduler.start()
         try:
             await self._until_stopped(looked)
             self._scheduler.pause()  # shutdown() alone would cancel what is in flight
             await self._wind_down()
             if self._collected != CollectReport():
-                self._tell(SweepReport(), 0.0)  # what was filed since the last sweep's line
+                self._log_sweep(SweepReport(), 0.0)  # what was stored since the last sweep's line
         finally:
             self._scheduler.shutdown(wait=False)
         if self._fault is not None:
@@ -168,37 +107,55 @@ class Daemon:
         return refused + [f"{name}: {reason}" for name, reason in self._failures.items()]
 
     def wake(self, name: str) -> None:
-        """Run a job now, or again as soon as it ends."""
+        """Run a step now, or again as soon as it ends."""
         if name == "collect":
             self._ticks_off = self._ticks_to_go = 0
         if any(task.get_name() == name for task in self._running):
             self._again.add(name)
-        elif self._scheduler.running and not self._stop.asked:
+        elif self._scheduler.running and not self._stop.requested:
             self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
 
-    def _add(self, name: str, step: Callable[[], Awaitable[None]], every: timedelta) -> None:
+    def _make_steps(self) -> dict[str, tuple[Callable[[], Awaitable[None]], float]]:
+        """Return the steps by name, each with its interval in seconds."""
+        interval = self._app.context.schedule.sweep_interval.total_seconds()
+        tick = min(max(interval / 15, _FASTEST_TICK), _SLOWEST_TICK)
+        steps: dict[str, tuple[Callable[[], Awaitable[None]], float]] = {
+            "sweep": (self._sweep_step, tick),
+            "collect": (self._collect_step, min(tick, _SLOWEST_COLLECT_TICK)),
+            "housekeeping": (self._housekeeping_step, _HOUSEKEEPING),
+        }
+        for name in self._app.dispatcher.receivers:
+            # A step for each receiver, so that a slow one delays no other.
+            step = partial(self._deliver_step, name)
+            steps[f"deliver {name}"] = (step, min(tick, _SLOWEST_DELIVER_TICK))
+        if self._app.takes_webhooks:
+            steps["hints"] = (self._hints_step, _HINTS)
+        return steps
+
+    def _add(self, name: str, step: Callable[[], Awaitable[None]], every: float) -> None:
         async def job() -> None:
             task = asyncio.current_task()
-            if self._stop.asked or task is None or (name == "collect" and self._rests()):
+            if self._stop.requested or task is None or (name == "collect" and self._rests()):
                 return
             task.set_name(name)
             self._running.add(task)
-            self.watch.began(name)
+            self.liveness.began(name)
             try:
                 await self._attempt(name, step)
             except asyncio.CancelledError:
-                if not self._stop.asked:
+                if not self._stop.requested:
                     raise
                 # Abandoned on purpose; the scheduler would log it as a fault.
             finally:
-                self.watch.ended(name)
+                self.liveness.ended(name)
                 self._running.discard(task)
                 if name in self._again:
                     self._again.discard(name)
                     self.wake(name)
 
-        self.watch.expect(name, every.total_seconds())
-        self._scheduler.add_job(job, _Every(every), id=name, next_run_time=datetime.now(UTC))
+        self.liveness.expect(name, every)
+        trigger = _Every(timedelta(seconds=every))
+        self._scheduler.add_job(job, trigger, id=name, next_run_time=datetime.now(UTC))
 
     async def _attempt(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         """Run a step; what time or a person can mend is logged, anything else ends the process."""
@@ -207,15 +164,16 @@ class Daemon:
             self._note_failure(name, None)
         except KeyRefused as error:
             if self._refused_until is None:
-                log.error("key refused", reason=str(error), again_in_seconds=KEY_PAUSE)  # noqa: TRY400 - the reason is whole
-            self._refused_until = time.monotonic() + KEY_PAUSE
+                again = self._limits.key_retry
+                log.error("key refused", reason=str(error), next_attempt_in_seconds=again)  # noqa: TRY400 - the reason is whole
+            self._refused_until = time.monotonic() + self._limits.key_retry
         except (ConfigurationError, LedgerReplaced) as error:
             self._fail(error)
         except HarvesterError as error:
             self._note_failure(name, str(error))
             log.warning("step failed", step=name, reason=str(error))
         except Exception as error:
-            log.exception("step broke", step=name)
+            log.exception("step failed unexpectedly", step=name)
             self._fail(error)
 
     def _note_failure(self, of: str, reason: str | None) -> None:
@@ -232,23 +190,23 @@ class Daemon:
         if not await self._key_is_accepted():
             return
         began = time.monotonic()
-        await self._placer.settle_open()
-        swept = await self._sweep.run_once(await self._book.accounts())
+        await self._app.purchaser.settle_open()
+        swept = await self._app.sweep.run_once(await self._app.accounts.accounts())
         if swept.accounts:
             self._note_failure("Lune", next(iter(swept.failed.values()), None))
         if swept != SweepReport():
-            self.wake("collect")  # not awaited: a slow disk holds up no look
+            self.wake("collect")  # not awaited: a slow disk holds up no check
         if swept.accounts:
-            self._tell(swept, time.monotonic() - began)
+            self._log_sweep(swept, time.monotonic() - began)
 
-    async def _heed_step(self) -> None:
-        """Look at what webhooks told of, and have the certificates that shows to be there."""
-        if self._refused_until is None and (await self._sweep.heed()).accounts:
+    async def _hints_step(self) -> None:
+        """Check what webhooks named, and have the certificates that shows to be there."""
+        if self._refused_until is None and (await self._app.sweep.follow_hints()).accounts:
             self.wake("collect")
 
     async def _collect_step(self) -> None:
         if self._refused_until is None:
-            collected = await self._collector.run_once()
+            collected = await self._app.collector.run_once()
             if collected == CollectReport():
                 self._ticks_to_go = self._ticks_off
                 self._ticks_off = min(2 * self._ticks_off + 1, _MOST_TICKS_OFF - 1)
@@ -260,7 +218,7 @@ class Daemon:
     def _rests(self) -> bool:
         """Tell whether this tick of collecting is left out.
 
-        Whoever makes a certificate due wakes the job; ticks are for those that are asked for again
+        Whoever makes a certificate due wakes the step; ticks are for those that are asked for again
         when time has passed. Their waits double, so after rounds without any the next one may be
         late by as much as nothing happened before.
         """
@@ -268,30 +226,32 @@ class Daemon:
         self._ticks_to_go -= rests
         return rests
 
-    async def _announce_step(self, receiver: str) -> None:
-        if self._announcer is not None:
-            await self._announcer.announce(receiver)
+    async def _deliver_step(self, receiver: str) -> None:
+        await self._app.dispatcher.deliver(receiver)
 
     async def _housekeeping_step(self) -> None:
-        if self._announcer is not None:
-            await self._announcer.tidy()
-        await self._housekeeping()
+        """Drop old events, report stuck orders, forget old webhooks, fold the ledger's log in."""
+        app = self._app
+        await app.dispatcher.prune()
+        await forget_webhook_events(app.database, app.context.clock() - KEPT_FOR)
+        await report_stuck(app.database, app.settings.harvest.stuck, app.context)
+        await app.database.checkpoint()
 
-    def _tell(self, swept: SweepReport, seconds: float) -> None:
+    def _log_sweep(self, swept: SweepReport, seconds: float) -> None:
         """Log the line of a sweep; certificates and requests count since the line before."""
         collected, self._collected = self._collected, CollectReport()
-        requests, self._requests_told = self._requests_told, self._requests()
+        requests, self._requests_logged = self._requests_logged, self._app.requests
         log.info(
-            "sweep",
+            "sweep finished",
             accounts=swept.accounts,
             orders=swept.seen,
             new=swept.new,
             changed=swept.changed,
-            filed=collected.filed + collected.adopted,
+            stored=collected.stored + collected.recovered,
             failed=collected.failed + len(swept.failed) + len(swept.parked),
             not_yet=collected.not_yet,
-            set_aside=len(swept.set_aside),
-            requests=self._requests_told - requests,
+            rejected=len(swept.rejected),
+            requests=self._requests_logged - requests,
             seconds=round(seconds, 3),
         )
 
@@ -299,27 +259,27 @@ class Daemon:
         """After a refusal, ask with the key as it is now, once in five minutes."""
         if self._refused_until is None:
             return True
-        if self._lune.refused:
+        if self._app.lune.key_refused:
             if time.monotonic() < self._refused_until:
                 return False
-            await self._lune.probe()
+            await self._app.lune.probe()
         self._refused_until = None
-        log.info("key accepted again")
+        log.info("key accepted")
         return True
 
     async def _until_stopped(self, looked: Callable[[], object]) -> None:
         """Return when asked to stop, or when going on would be pretence: a step hangs."""
         try:
-            await self.watch.run(self._wake_all, looked)
-        except StepHangsError as error:
-            log.error("step hangs", reason=str(error))  # noqa: TRY400 - its own trace says nothing
+            await self.liveness.run(self._wake_all, looked)
+        except StepHungError as error:
+            log.error("step hung", reason=str(error))  # noqa: TRY400 - its own trace says nothing
             tell_stacks(asyncio.get_running_loop())
             self._fail(error)
             self._stop.request()  # what hangs is not waited for
 
     def _wake_all(self) -> None:
         """Plan anew: the scheduler goes by the wall clock; set back a day, it would sleep one."""
-        for name in (*self._ticks, "housekeeping", *(["heed"] if self._heeding else [])):
+        for name in self._steps:
             self.wake(name)
 
     async def _wind_down(self) -> None:
@@ -331,7 +291,9 @@ class Daemon:
         ended = asyncio.create_task(asyncio.wait(set(self._running)), name="wind-down")
         try:
             await asyncio.wait(
-                {urged, ended}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED
+                {urged, ended},
+                timeout=self._limits.stop_grace,
+                return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
             urged.cancel()
@@ -341,4 +303,4 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*abandoned, return_exceptions=True)
             if abandoned:
-                log.warning("abandoned", steps=sorted(task.get_name() for task in abandoned))
+                log.warning("steps abandoned", steps=sorted(task.get_name() for task in abandoned))

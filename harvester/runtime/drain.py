@@ -1,4 +1,4 @@
-"""The one-shot: record every order reachable now, file every certificate obtainable now."""
+"""The one-shot: record every order reachable now, store every certificate obtainable now."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from harvester.context import Stop
+from harvester.app import App
 from harvester.domain.errors import KeyRefused, LuneError
-from harvester.domain.ledger import Ledger
-from harvester.domain.orders import Account
-from harvester.domain.records import EVERYTHING, MissingCertificate, OpenOrder, OrderFilter
-from harvester.events.dispatch import Announcer, AnnounceReport
-from harvester.harvest.accounts import AccountBook
-from harvester.harvest.collect import Collector
-from harvester.harvest.purchase import Placer
+from harvester.domain.orders import EVERYTHING, Account, OrderFilter
+from harvester.events.dispatch import DispatchReport
 from harvester.harvest.reports import CollectReport, SweepReport
-from harvester.harvest.stuck import StuckWatch
-from harvester.harvest.sweep import Sweep
+from harvester.harvest.stuck import report_stuck
+from harvester.ledger.certificates import (
+    MissingCertificate,
+    count_missing_certificates,
+    missing_certificates,
+)
+from harvester.ledger.schedule import OpenOrder, earliest_due, open_orders
 
 log = structlog.get_logger()
 
@@ -41,10 +41,10 @@ class DrainReport:
     finished_at: datetime | None = None
     accounts: int = 0
     requests: int = 0
-    to_file: int = 0
+    to_store: int = 0
     swept: SweepReport = field(default_factory=SweepReport)
     collected: CollectReport = field(default_factory=CollectReport)
-    announced: AnnounceReport = field(default_factory=AnnounceReport)
+    dispatched: DispatchReport = field(default_factory=DispatchReport)
     missing: Sequence[MissingCertificate] = ()
     open: Sequence[OpenOrder] = ()
     interrupted: bool = False
@@ -58,8 +58,8 @@ class DrainReport:
         lines += [f"account {key}: refused: {why}" for key, why in self.swept.parked.items()]
         lines += [f"account {key}: not swept: {why}" for key, why in self.swept.failed.items()]
         lines += [
-            f"account {account}: order {reference} set aside: {why}"
-            for (account, reference), why in self.swept.set_aside.items()
+            f"account {account}: order {reference} rejected: {why}"
+            for (account, reference), why in self.swept.rejected.items()
         ]
         if self.collected.storage is not None:
             lines.append(f"archive: {self.collected.storage}")
@@ -76,33 +76,21 @@ class DrainReport:
 
 
 class Drain:
-    """The steps of the daemon, once over, until nothing is due and nothing progressed."""
+    """The steps of the daemon, once over, until nothing is due and nothing progressed.
+
+    In a dry run certificates are counted, not fetched, and nothing is bought, delivered or marked.
+    """
 
     def __init__(
         self,
+        app: App,
         *,
-        ledger: Ledger,
-        book: AccountBook,
-        sweep: Sweep,
-        collector: Collector | None,
-        placer: Placer | None,
-        announcer: Announcer | None = None,
-        stuck: StuckWatch | None = None,
-        clock: Callable[[], datetime],
-        requests: Callable[[], int],
-        stop: Stop,
+        dry_run: bool = False,
         progress: Callable[[DrainReport], None] = lambda _: None,
     ) -> None:
-        self._ledger = ledger
-        self._book = book
-        self._sweep = sweep
-        self._collector = collector
-        self._placer = placer
-        self._announcer = announcer
-        self._stuck = stuck
-        self._clock = clock
-        self._requests = requests
-        self._stop = stop
+        self._app = app
+        self._context = app.context
+        self._dry_run = dry_run
         self._progress = progress
 
     async def run(
@@ -110,41 +98,41 @@ class Drain:
     ) -> DrainReport:
         """Drain the orders in scope; with ``wait``, go on while something falls due within it.
 
-        Without a collector (a dry run) certificates are counted, not fetched. ``KeyRefused`` and
-        ``ConfigurationError`` end it.
+        ``KeyRefused`` and ``ConfigurationError`` end it.
         """
-        report = DrainReport(started_at=self._clock())
+        app, stop = self._app, self._context.stop
+        report = DrainReport(started_at=self._context.clock())
         deadline = time.monotonic() + (wait.total_seconds() if wait is not None else 0)
         followed = await self._reachable(report)
         report.accounts = len(followed)
 
         def swept(so_far: SweepReport) -> None:
             report.swept = so_far
-            self._tell(report)
+            self._show(report)
 
-        report.swept = await self._sweep.drain(followed, report.started_at, scope, swept)
-        report.swept.parked |= self._book.unreached
+        report.swept = await app.sweep.drain(followed, report.started_at, scope, swept)
+        report.swept.parked |= app.accounts.unreached
         await self._collect(report, scope, report.started_at)
-        while wait is not None and not self._stop.asked:
+        while wait is not None and not stop.requested:
             pause = await self._until_due(scope)
             if pause is None or time.monotonic() + pause > deadline:
                 break
-            await self._stop.sleep(pause)
-            report.swept.absorb(await self._sweep.run_once(await self._book.accounts()))
+            await stop.sleep(pause)
+            report.swept.add(await app.sweep.run_once(await app.accounts.accounts()))
             await self._collect(report, scope, None)
-        await self._announce(report)
-        report.missing = await self._ledger.missing_certificates(scope)
-        report.open = await self._ledger.open_orders(scope)
-        report.finished_at = self._clock()
-        report.interrupted = self._stop.asked
-        self._tell(report)
+        await self._dispatch(report)
+        report.missing = await missing_certificates(app.database, scope)
+        report.open = await open_orders(app.database, scope)
+        report.finished_at = self._context.clock()
+        report.interrupted = stop.requested
+        self._show(report)
         log.info(
-            "drain",
+            "drain finished",
             accounts=report.accounts,
             orders=report.swept.seen,
             new=report.swept.new,
             changed=report.swept.changed,
-            filed=report.collected.filed + report.collected.adopted,
+            stored=report.collected.stored + report.collected.recovered,
             failed=len(report.unfinished),
             open=len(report.open),
             requests=report.requests,
@@ -152,20 +140,12 @@ class Drain:
         )
         return report
 
-    async def _announce(self, report: DrainReport) -> None:
-        """Tell receivers what happened, and of orders that stay where they are for too long."""
-        # Where Lune could not be asked, an order only seems to stay.
-        if self._stuck is not None and report.unreachable is None and not self._stop.asked:
-            await self._stuck.run_once()
-        if self._announcer is not None and not self._stop.asked:
-            report.announced = await self._announcer.run_once()
-
     async def _reachable(self, report: DrainReport) -> list[Account]:
         """Return the accounts to drain; none, and why, when Lune cannot be asked for them."""
         try:
-            followed = await self._book.accounts()
-            if self._placer is not None:
-                await self._placer.settle_open()
+            followed = await self._app.accounts.accounts()
+            if not self._dry_run:
+                await self._app.purchaser.settle_open()
         except KeyRefused:
             raise
         except LuneError as error:
@@ -176,8 +156,8 @@ class Drain:
     async def _collect(
         self, report: DrainReport, scope: OrderFilter, untried_since: datetime | None
     ) -> None:
-        report.to_file = await self._ledger.count_missing_certificates(scope)
-        if self._collector is None:
+        report.to_store = await count_missing_certificates(self._app.database, scope)
+        if self._dry_run:
             return
         before = report.collected
         report.collecting = True
@@ -186,15 +166,28 @@ class Drain:
             report.collected = CollectReport()
             report.collected.add(before)
             report.collected.add(so_far)
-            self._tell(report)
+            self._show(report)
 
-        collected(await self._collector.run_once(scope, untried_since, collected))
+        collected(await self._app.collector.run_once(scope, untried_since, collected))
         report.collecting = False
 
-    async def _until_due(self, scope: OrderFilter) -> float | None:
-        due = await self._ledger.earliest_due(scope)
-        return None if due is None else max((due - self._clock()).total_seconds(), _SHORTEST_PAUSE)
+    async def _dispatch(self, report: DrainReport) -> None:
+        """Deliver events, those of orders that stay where they are for too long among them."""
+        app, stop = self._app, self._context.stop
+        if self._dry_run or stop.requested:
+            return
+        # Where Lune could not be asked, an order only seems to stay.
+        if report.unreachable is None:
+            await report_stuck(app.database, app.settings.harvest.stuck, self._context)
+        if not stop.requested:
+            report.dispatched = await app.dispatcher.run_once()
 
-    def _tell(self, report: DrainReport) -> None:
-        report.requests = self._requests()
+    async def _until_due(self, scope: OrderFilter) -> float | None:
+        due = await earliest_due(self._app.database, scope)
+        if due is None:
+            return None
+        return max((due - self._context.clock()).total_seconds(), _SHORTEST_PAUSE)
+
+    def _show(self, report: DrainReport) -> None:
+        report.requests = self._app.requests
         self._progress(report)

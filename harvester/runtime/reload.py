@@ -14,7 +14,7 @@ from harvester.config.settings import Settings
 from harvester.domain.errors import ConfigurationError, HarvesterError
 
 if TYPE_CHECKING:
-    from harvester.app import Harvest
+    from harvester.app import App
     from harvester.runtime.systemd import Supervisor
 
 log = structlog.get_logger()
@@ -39,26 +39,26 @@ class Reload:
         self._started_with = settings
         self._configure = configure
         self._supervisor = supervisor
-        self._harvest: Harvest | None = None
+        self._app: App | None = None
         self._running: asyncio.Task[None] | None = None
         self._early = False
 
-    def begin(self, harvest: Harvest) -> None:
+    def begin(self, app: App) -> None:
         """Act on requests from now on, on one that came before too."""
-        self._harvest = harvest
+        self._app = app
         if self._early:
             self.request()
 
     def request(self) -> None:
         """Read again; one that is under way gives way, since Lune may let it wait for minutes."""
-        if self._harvest is None:
+        if self._app is None:
             self._early = True
             return
         if self._running is not None:
             self._running.cancel()
-        self._running = asyncio.create_task(self._reload(self._harvest), name="reload")
+        self._running = asyncio.create_task(self._reload(self._app), name="reload")
 
-    async def _reload(self, harvest: Harvest) -> None:
+    async def _reload(self, app: App) -> None:
         self._supervisor.reloading()
         try:
             settings = await asyncio.to_thread(_read, self._path)
@@ -71,9 +71,9 @@ class Reload:
         later = list(_changed(self._started_with, settings))
         log.info("configuration reloaded", needs_restart=later)
         try:
-            await harvest.lune.probe()
+            await app.lune.probe()
         except HarvesterError as error:
-            log.warning("key not accepted", reason=str(error))
+            log.warning("key refused", reason=str(error))
 
 
 def _read(path: Path | None) -> Settings:

@@ -1,193 +1,131 @@
-"""The daemon and its faces: the local socket, and the listener for whoever asks or tells."""
+"""The daemon and its faces: the local socket, and the listener for whoever asks or reports."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
 
 import structlog
+from aiohttp import web
 
 from harvester import __version__
-from harvester.app import Harvest, now
-from harvester.archive.reading import CertificateReader
+from harvester.app import App
+from harvester.config.settings import Settings
 from harvester.domain.errors import ConfigurationError
-from harvester.domain.lune_events import REMEMBERED
 from harvester.ledger.database import Database
-from harvester.ledger.pulse import take_pulse
-from harvester.ledger.statistics import last_sweep
+from harvester.ledger.statistics import read_statistics
 from harvester.runtime.daemon import Daemon
 from harvester.runtime.systemd import NOBODY, Reports, Supervisor, standing
-from harvester.web.address import check_token
 from harvester.web.api import Api
-from harvester.web.app import make_site
-from harvester.web.control import control_app, event_routes, serve_control
-from harvester.web.health import Health, Probe
-from harvester.web.listener import serve_listener
-from harvester.web.lune_webhook import Receiver
+from harvester.web.app import Serving, make_web_app, metrics_routes, serving
+from harvester.web.control import Control
+from harvester.web.health import Health, sweep_age
+from harvester.web.lune_webhook import LuneWebhooks
 from harvester.web.metrics import Metrics
 
 log = structlog.get_logger()
 
 
-async def serve(harvest: Harvest, supervisor: Supervisor = NOBODY) -> None:
-    """Run the service until asked to stop, taking orders over socket and listener meanwhile.
+async def serve(app: App, supervisor: Supervisor = NOBODY) -> None:
+    """Run the service until asked to stop, taking requests over socket and listener meanwhile.
 
-    ``supervisor`` is told when everything is open and how things stand from then on.
+    ``supervisor`` is notified when everything is open and how things stand from then on.
     """
-    check_token(harvest.settings.http.address, harvest.settings.http_token)
-    daemon = Daemon(
-        lune=harvest.lune,
-        book=harvest.book,
-        sweep=harvest.sweep,
-        collector=harvest.collector,
-        placer=harvest.placer,
-        announcer=harvest.announcer,
-        cadence=harvest.cadence,
-        housekeeping=functools.partial(keep_house, harvest),
-        requests=harvest.requests,
-        stop=harvest.stop,
-        heeding=harvest.settings.webhook_secrets is not None,
-    )
-    async with AsyncExitStack() as served:
-        health = _health(harvest, daemon)
-        served.push_async_callback(health.close)
-        control = control_app(
-            harvest.tracker,
-            harvest.placer,
-            harvest.book,
-            harvest.ledger,
-            harvest.archive,
-            now,
-            daemon.wake,
-            harvest.pacer.as_document,
-            [*health.routes(), *event_routes(harvest.announcer, now)],
-        )
-        await served.enter_async_context(serve_control(control, harvest.settings.database.path))
-        await served.enter_async_context(_listening(harvest, daemon, health))
-        reports = Reports(
-            supervisor,
-            functools.partial(_standing, harvest, daemon),
-            harvest.requests,
-            harvest.stop,
-        )
-        served.push_async_callback(reports.close)
-        log.info("started", version=__version__, ledger=str(harvest.settings.database.path))
+    check_token(app.settings)
+    daemon = Daemon(app)
+    async with AsyncExitStack() as opened:
+        # Connections of its own: who asks much must not keep the harvest from reading.
+        reading = Database(app.settings.database.path, readonly=True)
+        opened.push_async_callback(reading.close)
+        web_app = await _make_web_app(app, daemon, reading, opened)
+        faces = await opened.enter_async_context(serving(web_app, app.context.limits))
+        await opened.enter_async_context(faces.on_socket(app.settings.database.path))
+        await opened.enter_async_context(_listening(app, faces))
+
+        async def how_it_stands() -> str:
+            return await describe_standing(app, daemon)
+
+        reports = Reports(supervisor, how_it_stands, lambda: app.requests, app.context.stop)
+        opened.push_async_callback(reports.close)
+        log.info("started", version=__version__, ledger=str(app.settings.database.path))
         supervisor.ready("started")
         await daemon.run_forever(reports.look)
     log.info("stopped")
 
 
-async def _standing(harvest: Harvest, daemon: Daemon) -> str:
-    pulse = await take_pulse(harvest.database)
-    age = await _sweep_age(harvest)
-    return standing(pulse.followed, pulse.owed, age, *daemon.troubles)
+def check_token(settings: Settings) -> None:
+    """Raise ``ConfigurationError`` for a token that cannot be read, or is missing where needed."""
+    address, token = settings.http.address, settings.http_token
+    if address is None:
+        return
+    if token is not None:
+        token.read()
+    elif not address.is_loopback:
+        raise ConfigurationError(
+            f"http.listen {address} is reached from other machines, so a token is needed: put one "
+            "into a file and name it as http.token_file, or listen on 127.0.0.1"
+        )
 
 
-async def keep_house(harvest: Harvest) -> None:
-    """Tell of stuck orders, forget what nobody needs any more, fold the ledger's log in."""
-    await harvest.ledger.forget_deliveries(now() - REMEMBERED)
-    await harvest.stuck.run_once()
-    await harvest.database.checkpoint()
+async def describe_standing(app: App, daemon: Daemon) -> str:
+    """Say in a line how things stand, asked in the writer's turn: it shows that it answers.
+
+    Raises ``LedgerUnavailable`` and its like.
+    """
+    async with app.database.transaction() as tx:
+        statistics = await read_statistics(tx, app.context.clock())
+    age = sweep_age(app, statistics)
+    return standing(statistics.followed, statistics.owed, age, *daemon.troubles)
 
 
-def metrics_of(
-    harvest: Harvest,
-    daemon: Daemon | None = None,
-    health: Health | None = None,
-    reading: Database | None = None,
-    webhooks: Receiver | None = None,
-) -> Metrics:
-    """Make what there is to scrape, for the service or for a drain."""
-    return Metrics(
-        database=harvest.database,
-        reading=reading or harvest.database,
-        sweep_seconds=harvest.sweep_seconds,
-        pacer=harvest.pacer,
-        requests=harvest.lune.outcomes,
-        free_bytes=harvest.archive.free_bytes,
-        ready=None if health is None else health.ready,
-        lag=None if daemon is None else daemon.watch,
-        sweep_interval=_rarest_sweep(harvest),
-        clock=now,
-        webhooks=None if webhooks is None else webhooks.outcomes,
-        wanting=harvest.settings.events.filters,
+async def _make_web_app(
+    app: App, daemon: Daemon, reading: Database, opened: AsyncExitStack
+) -> web.Application:
+    health = Health(app, daemon.liveness, reading)
+    opened.push_async_callback(health.close)
+    webhooks = _webhooks(app, daemon)
+    if webhooks is not None:
+        opened.push_async_callback(webhooks.close)
+    metrics = Metrics(app, reading, daemon.liveness, health, webhooks)
+    opened.push_async_callback(metrics.close)
+    await metrics.begin()
+    token = app.settings.http_token
+    return make_web_app(
+        [
+            *health.routes(),
+            *metrics_routes(metrics),
+            *(() if webhooks is None else webhooks.routes()),
+        ],
+        v1=Api(app, reading, daemon.wake).routes(),
+        control=Control(app, daemon.wake).routes(),
+        token=None if token is None else token.read,
+        limits=app.context.limits,
     )
 
 
-def _rarest_sweep(harvest: Harvest) -> timedelta:
-    """Return how long a good sweep may lie back: where webhooks work, sweeps are rarer."""
-    heard = harvest.settings.webhook_secrets is not None
-    return harvest.cadence.slowest_sweep if heard else harvest.cadence.sweep_interval
-
-
-async def _sweep_age(harvest: Harvest) -> timedelta | None:
-    at = now()
-    last = await last_sweep(harvest.database, at, 2 * _rarest_sweep(harvest))
-    return None if last is None else at - last
-
-
-def _health(harvest: Harvest, daemon: Daemon) -> Health:
-    return Health(
-        progress=daemon.watch,
-        requests=harvest.requests,
-        key_refused=lambda: harvest.lune.refused,
-        sweep_age=functools.partial(_sweep_age, harvest),
-        sweep_interval=_rarest_sweep(harvest),
-        probes=[Probe("ledger", harvest.database.probe), Probe("archive", harvest.archive.probe)],
-    )
-
-
-def _webhooks(harvest: Harvest, daemon: Daemon) -> Receiver | None:
+def _webhooks(app: App, daemon: Daemon) -> LuneWebhooks | None:
     """Make what takes Lune's webhooks; None without a secret. The secret is good, or raises."""
-    secrets = harvest.settings.webhook_secrets
+    secrets = app.settings.webhook_secrets
     if secrets is None:
         return None
     secrets.read_all()
-    return Receiver(
-        harvest.ledger, secrets.read_all, clock=now, heed=functools.partial(daemon.wake, "heed")
-    )
+    return LuneWebhooks(app.database, secrets.read_all, app.context, daemon.wake)
 
 
 @asynccontextmanager
-async def _listening(harvest: Harvest, daemon: Daemon, health: Health) -> AsyncIterator[None]:
-    """Serve health, metrics and API while inside, if anywhere."""
-    address = harvest.settings.http.address
+async def _listening(app: App, faces: Serving) -> AsyncIterator[None]:
+    """Serve on the configured address while inside, if any."""
+    http = app.settings.http
+    address = http.address
     if address is None:
         yield
         return
-    async with AsyncExitStack() as served:
-        reader = CertificateReader(harvest.settings.storage.path)
-        served.push_async_callback(reader.close)
-        # Connections of its own: who asks much must not keep the harvest from reading.
-        reading = Database(harvest.settings.database.path, readonly=True)
-        served.push_async_callback(reading.close)
-        webhooks = _webhooks(harvest, daemon)
-        metrics = metrics_of(harvest, daemon, health, reading, webhooks)
-        served.push_async_callback(metrics.close)
-        await metrics.begin()
-        api = Api(
-            reading,
-            harvest.ledger,
-            harvest.tracker,
-            reader,
-            path_of=harvest.archive.path,
-            clock=now,
-            wake=daemon.wake,
-        )
-        token = harvest.settings.http_token
-        site = make_site(
-            health,
-            metrics,
-            api.app(None if token is None else token.read),
-            () if webhooks is None else webhooks.routes(),
-        )
+    async with AsyncExitStack() as opened:
         try:
-            port = await served.enter_async_context(serve_listener(site, *address))
+            port = await opened.enter_async_context(faces.on_address(*address))
         except OSError as error:
             reason = f"cannot listen on {address}: {error.strerror}"
-            if "listen" in harvest.settings.http.model_fields_set:
+            if "listen" in http.model_fields_set:
                 raise ConfigurationError(f"http.listen: {reason}") from error
             # Nobody chose this address, so its being taken must not stop the harvest.
             log.warning("not listening", reason=reason)

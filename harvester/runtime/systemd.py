@@ -1,7 +1,7 @@
-"""The service manager: told when the daemon is ready, how things stand, and that it is alive.
+"""The service manager: notified when the daemon is ready, how things stand, that it is alive.
 
 The protocol is sd_notify(3): datagrams of ``NAME=value`` lines to the socket that the manager named
-in the environment. Telling is never waited for and never a reason to stop.
+in the environment. Nobody waits for a notification, and one that fails is no reason to stop.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Supervisor:
                 channel.sendto("\n".join(lines).encode("utf-8", "replace"), name)
         except (OSError, ValueError) as error:
             if not self._failed:
-                log.warning("service manager cannot be told", reason=str(error))
+                log.warning("service manager not notified", reason=str(error))
             self._failed = True
         else:
             self._failed = False
@@ -141,7 +141,7 @@ class Reports:
         """Begin to tell, when that is due and not under way already."""
         if not self._supervisor.listens:
             return
-        if self._stop.asked:
+        if self._stop.requested:
             self._supervisor.stopping()
         elif (self._task is None or self._task.done()) and self._is_due():
             self._told_at, self._told_of = self._monotonic(), self._requests()

@@ -67,7 +67,7 @@ class Watchdog:
     async def keep_beating(self) -> None:
         """Beat from the running loop, for as long as it runs."""
         self._loop = asyncio.get_running_loop()
-        while not self._stop.asked:
+        while not self._stop.requested:
             self.beat()
             await self._stop.sleep(self._pace)
         self._ending.set()
@@ -90,7 +90,7 @@ class Watchdog:
             passed = self._tick()
             counted = {
                 "stalled": not self._left,
-                "ending": self._stop.asked,
+                "ending": self._stop.requested,
                 "urged": self._stop.urged or self._left,
             }
             for name, limit in self._limits.items():

@@ -5,32 +5,28 @@ Described in ``openapi.json`` beside this file. Who asks shows the token of the 
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from harvester import serializers
-from harvester.archive.reading import CertificateReader
-from harvester.domain.errors import AccountRefused, ConfigurationError
-from harvester.domain.ledger import Ledger
-from harvester.domain.records import OrderFilter
-from harvester.harvest.track import Tracker
+from harvester.app import App
+from harvester.domain.errors import AccountRefused
+from harvester.domain.instants import MICROSECOND
+from harvester.domain.orders import OrderFilter
+from harvester.ledger.certificates import retry_certificates
 from harvester.ledger.database import Database
 from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, stream_orders
 from harvester.web.certificates import choose, send_certificate
 from harvester.web.changes import Changes
 from harvester.web.parameters import (
+    Cursor,
     OrderQuery,
     Parameters,
-    Place,
     identifier,
     order_query,
     track_request,
@@ -38,47 +34,27 @@ from harvester.web.parameters import (
 )
 from harvester.web.problems import Problem, read_body
 
-_MICROSECOND = timedelta(microseconds=1)
-
 
 class Api:
-    """The handlers. ``wake`` runs a job of the daemon now, ``path_of`` turns a key into a path."""
+    """The handlers. ``reading`` is the database they read; ``wake`` runs a step of the daemon."""
 
-    def __init__(
-        self,
-        database: Database,
-        ledger: Ledger,
-        tracker: Tracker,
-        reader: CertificateReader,
-        *,
-        path_of: Callable[[str], Path],
-        clock: Callable[[], datetime],
-        wake: Callable[[str], None],
-    ) -> None:
-        self._database = database
-        self._ledger = ledger
-        self._tracker = tracker
-        self._reader = reader
-        self._path_of = path_of
-        self._clock = clock
+    def __init__(self, app: App, reading: Database, wake: Callable[[str], None]) -> None:
+        self._app = app
+        self._reading = reading
         self._wake = wake
         self._description = files("harvester.web").joinpath("openapi.json").read_bytes()
 
-    def app(self, token: Callable[[], str] | None) -> web.Application:
-        """Make the application that belongs below /v1; ``token`` is asked for each time."""
-        app = web.Application(middlewares=[_requiring(token)])
-        app.add_routes(
-            [
-                web.get("/openapi.json", self._describe),
-                web.get("/orders", self._list),
-                web.post("/orders", self._track),
-                web.get("/orders/{id}", self._show),
-                web.get("/orders/{id}/certificate", self._certificate),
-                web.post("/orders/{id}/retry", self._retry),
-                web.get("/changes", Changes(self._database).list),
-            ]
-        )
-        return app
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, as they are below /v1."""
+        return [
+            web.get("/openapi.json", self._describe),
+            web.get("/orders", self._list),
+            web.post("/orders", self._track),
+            web.get("/orders/{id}", self._show),
+            web.get("/orders/{id}/certificate", self._certificate),
+            web.post("/orders/{id}/retry", self._retry),
+            web.get("/changes", Changes(self._reading).list),
+        ]
 
     async def _describe(self, request: web.Request) -> web.Response:
         Parameters(request)
@@ -96,13 +72,13 @@ class Api:
         more = len(rows) > len(page)
         return web.json_response(
             {
-                "orders": [serializers.order(row, self._path_of) for row in page],
-                "next": str(_place(page[-1])) if more else None,
+                "orders": [serializers.order(row, self._app.archive.locate) for row in page],
+                "next": str(_cursor(page[-1])) if more else None,
             }
         )
 
     async def _rows(self, query: OrderQuery) -> AsyncGenerator[OrderRow, None]:
-        """Yield the rows of a listing from its place on, newest first."""
+        """Yield the rows of a listing from its cursor on, newest first."""
         after, scope = query.after, query.scope
         if query.idempotency_key is not None:
             for row in await self._with_key(query.idempotency_key, scope):
@@ -111,21 +87,21 @@ class Api:
             return
         if after is not None:
             # Those of the same microsecond first; then everything before it.
-            beyond = after.created_at + _MICROSECOND
+            beyond = after.created_at + MICROSECOND
             tie = replace(
                 scope,
                 since=_later(scope.since, after.created_at),
                 until=_earlier(scope.until, beyond),
             )
-            async for row in stream_orders(self._database, tie):
+            async for row in stream_orders(self._reading, tie):
                 if _is_beyond(row, after):
                     yield row
             scope = replace(scope, until=_earlier(scope.until, after.created_at))
-        async for row in stream_orders(self._database, scope, query.limit + 1):
+        async for row in stream_orders(self._reading, scope, query.limit + 1):
             yield row
 
     async def _with_key(self, key: str, scope: OrderFilter) -> list[OrderRow]:
-        found = [detail.order for detail in await find_orders(self._database, key)]
+        found = [detail.order for detail in await find_orders(self._reading, key)]
         found.sort(key=lambda row: (row.account_id, row.id))
         found.sort(key=lambda row: row.created_at, reverse=True)
         return [row for row in found if row.idempotency_key == key and _is_in(scope, row)]
@@ -133,17 +109,17 @@ class Api:
     async def _show(self, request: web.Request) -> web.Response:
         account = Parameters(request, "account_id").read("account_id", identifier)
         detail = await self._find(request.match_info["id"], account)
-        return web.json_response(serializers.order_detail(detail, self._path_of))
+        return web.json_response(serializers.order_detail(detail, self._app.archive.locate))
 
     async def _certificate(self, request: web.Request) -> web.StreamResponse:
         query = Parameters(request, "account_id", "version")
         account, wanted = query.read("account_id", identifier), query.read("version", version)
         detail = await self._find(request.match_info["id"], account)
         chosen = choose(detail, wanted)
-        return await send_certificate(request, self._reader, detail.order.id, chosen)
+        return await send_certificate(request, self._app.archive, detail.order.id, chosen)
 
     async def _find(self, order_id: str, account_id: str | None) -> OrderDetail:
-        found = await find_orders(self._database, order_id, account_id)
+        found = await find_orders(self._reading, order_id, account_id)
         found = [detail for detail in found if detail.order.id == order_id]
         if len(found) > 1:
             accounts = sorted(detail.order.account_id for detail in found)
@@ -160,7 +136,7 @@ class Api:
             raise Problem(415, "send application/json")
         wanted = track_request(await read_body(request))
         try:
-            found = await self._tracker.track(
+            found = await self._app.tracker.track(
                 wanted.references, by_key=wanted.by_key, account_id=wanted.account_id
             )
         except AccountRefused:
@@ -171,7 +147,8 @@ class Api:
     async def _retry(self, request: web.Request) -> web.Response:
         Parameters(request)
         order_id = request.match_info["id"]
-        due = await self._ledger.retry_certificates(self._clock(), [order_id])
+        now = self._app.context.clock()
+        due = await retry_certificates(self._app.database, now, [order_id])
         if not due and not await self._is_known(order_id):
             raise Problem(404, "no such order in the ledger; POST /v1/orders follows one")
         self._wake("collect")
@@ -180,36 +157,18 @@ class Api:
         )
 
     async def _is_known(self, order_id: str) -> bool:
-        found = await find_orders(self._database, order_id)
+        found = await find_orders(self._reading, order_id)
         return any(detail.order.id == order_id for detail in found)
 
 
-def _requiring(token: Callable[[], str] | None) -> Any:
-    @web.middleware
-    async def require(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if token is None:
-            raise Problem(403, "no token is configured: set http.token_file")
-        scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-        try:
-            wanted = token()
-        except ConfigurationError:
-            raise Problem(503, "the configured token cannot be read") from None
-        good = hmac.compare_digest(shown.strip().encode(errors="replace"), wanted.encode())
-        if scheme.lower() != "bearer" or not good:
-            raise Problem(401, headers={"WWW-Authenticate": "Bearer"})
-        return await handler(request)
-
-    return require
+def _cursor(row: OrderRow) -> Cursor:
+    return Cursor(row.created_at, row.account_id, row.id)
 
 
-def _place(row: OrderRow) -> Place:
-    return Place(row.created_at, row.account_id, row.id)
-
-
-def _is_beyond(row: OrderRow, place: Place) -> bool:
-    if row.created_at == place.created_at:
-        return (row.account_id, row.id) > (place.account_id, place.order_id)
-    return row.created_at < place.created_at
+def _is_beyond(row: OrderRow, cursor: Cursor) -> bool:
+    if row.created_at == cursor.created_at:
+        return (row.account_id, row.id) > (cursor.account_id, cursor.order_id)
+    return row.created_at < cursor.created_at
 
 
 def _later(one: datetime | None, other: datetime) -> datetime:

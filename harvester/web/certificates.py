@@ -7,16 +7,16 @@ from typing import Final
 
 from aiohttp import ETag, web
 
-from harvester.archive.reading import CertificateReader
+from harvester.archive.directory import DirectoryArchive
+from harvester.domain.certificates import Certificate
 from harvester.domain.explain import waits_for
-from harvester.domain.records import KnownCertificate
 from harvester.ledger.queries import OrderDetail
 from harvester.web.problems import Problem
 
 _GONE: Final = "its file is not in the archive as it was stored; `harvester verify` tells more"
 
 
-def choose(detail: OrderDetail, version: int | None) -> KnownCertificate:
+def choose(detail: OrderDetail, version: int | None) -> Certificate:
     """Return the version that is asked for, the newest unless one is; a 404 says why not.
 
     While a certificate is owed an interim one is had only by its version.
@@ -34,7 +34,7 @@ def choose(detail: OrderDetail, version: int | None) -> KnownCertificate:
 
 
 async def send_certificate(
-    request: web.Request, reader: CertificateReader, order_id: str, chosen: KnownCertificate
+    request: web.Request, archive: DirectoryArchive, order_id: str, chosen: Certificate
 ) -> web.StreamResponse:
     """Send a stored file, checked against its digest first; its bytes never change."""
     file = chosen.file
@@ -48,7 +48,7 @@ async def send_certificate(
     if _is_known(request, file.sha256):
         answer.set_status(304)
         return answer
-    async with reader.open(file) as opened:
+    async with archive.open(file) as opened:
         if opened is None:
             raise Problem(500, _GONE)
         start, stop = _range(request, file.sha256, file.size)

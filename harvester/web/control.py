@@ -1,168 +1,84 @@
-"""The daemon's local socket: commands that change something are handed to the process that may.
+"""What commands ask of the daemon over the local socket, beside the API: each changes something.
 
-A Unix socket beside the ledger, mode 0600: who may open it may also write the ledger.
+Only who may open the socket, mode 0600 beside the ledger, gets here. An answer comes when what was
+done is durable. The bodies are our own commands'; anything else is a bad request.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-import structlog
 from aiohttp import web
 
-from harvester.domain import errors
-from harvester.domain.errors import HarvesterError, LuneError
-from harvester.domain.ledger import Ledger
-from harvester.domain.ports import Archive
+from harvester.app import App
 from harvester.domain.purchases import Purchase
-from harvester.events.dispatch import Announcer
-from harvester.harvest.accounts import AccountBook
-from harvester.harvest.purchase import Placer
-from harvester.harvest.track import Tracker
 from harvester.harvest.verify import Discrepancy, Finding, reopen
-from harvester.web.address import control_path, reachable
-
-log = structlog.get_logger()
+from harvester.ledger.certificates import retry_certificates
+from harvester.web.problems import Problem, read_json
 
 _LARGEST_BODY = 16 * 1024 * 1024
 
 
-def control_app(
-    tracker: Tracker,
-    placer: Placer,
-    book: AccountBook,
-    ledger: Ledger,
-    archive: Archive,
-    clock: Callable[[], datetime],
-    wake: Callable[[str], None],
-    pace: Callable[[], Mapping[str, float]],
-    more: Iterable[web.RouteDef] = (),
-) -> web.Application:
-    """Make the handlers: track, place, retry, repair. Each answers when what it did is durable.
+class Control:
+    """The handlers; ``wake`` runs a step of the daemon now."""
 
-    ``pace`` is told at ``GET /pace``; ``more`` routes are served beside them.
-    """
+    def __init__(self, app: App, wake: Callable[[str], None]) -> None:
+        self._app = app
+        self._wake = wake
 
-    async def tell_pace(_: web.Request) -> web.Response:
-        return web.json_response(dict(pace()))
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, as they are below /control."""
+        return [
+            web.get("/rate", self._rate),
+            web.post("/purchase", self._changing(self._purchase)),
+            web.post("/retry", self._changing(self._retry)),
+            web.post("/repair", self._changing(self._repair)),
+            web.post("/resend", self._changing(self._resend)),
+        ]
 
-    async def track(request: web.Request) -> web.Response:
-        body = await request.json()
-        found = await tracker.track(
-            body["references"], by_key=body["by_key"], account_id=body["account_id"]
+    def _changing(
+        self, change: Callable[[Mapping[str, Any]], Awaitable[object]]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(request: web.Request) -> web.Response:
+            body = await read_json(request, _LARGEST_BODY)
+            try:
+                answer = await change(body)
+            except (KeyError, TypeError, ValueError) as error:
+                raise Problem(400, f"not a request of ours: {type(error).__name__}") from None
+            self._wake("collect")
+            return web.json_response(answer)
+
+        return handle
+
+    async def _rate(self, _: web.Request) -> web.Response:
+        limiter = self._app.rate_limiter
+        return web.json_response(
+            {
+                "rate": limiter.rate,
+                "current_rate": round(limiter.current_rate, 3),
+                "pauses": limiter.pauses,
+            }
         )
-        wake("collect")
-        return web.json_response([asdict(one) for one in found])
 
-    async def retry(request: web.Request) -> web.Response:
-        body = await request.json()
-        due = await ledger.retry_certificates(clock(), body["order_ids"])
-        wake("collect")
-        return web.json_response(due)
-
-    async def repair(request: web.Request) -> web.Response:
-        discrepancies = [
-            Discrepancy(**{**one, "finding": Finding(one["finding"])})
-            for one in await request.json()
-        ]
-        count = await reopen(ledger, archive, discrepancies, clock())
-        wake("collect")
-        return web.json_response(count)
-
-    async def place(request: web.Request) -> web.Response:
-        body = await request.json()
-        account = await book.account(body["account_id"])
+    async def _purchase(self, body: Mapping[str, Any]) -> object:
+        account = await self._app.accounts.account(body["account_id"])
         purchase = Purchase(body["kind"], body["request"])
-        placed = await placer.place(account, purchase, body["idempotency_key"])
-        wake("collect")
-        return web.json_response(asdict(placed))
+        placed = await self._app.purchaser.place(account, purchase, body["idempotency_key"])
+        return asdict(placed)
 
-    app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[_faults_as_answers])
-    app.add_routes(
-        [
-            web.post("/track", track),
-            web.post("/place", place),
-            web.post("/retry", retry),
-            web.post("/repair", repair),
-            web.get("/pace", tell_pace),
-            *more,
+    async def _retry(self, body: Mapping[str, Any]) -> object:
+        now = self._app.context.clock()
+        return await retry_certificates(self._app.database, now, body["order_ids"])
+
+    async def _repair(self, body: Mapping[str, Any]) -> object:
+        found = [
+            Discrepancy(**{**one, "finding": Finding(one["finding"])})
+            for one in body["discrepancies"]
         ]
-    )
-    return app
+        now = self._app.context.clock()
+        return await reopen(self._app.database, self._app.archive, found, now)
 
-
-def event_routes(announcer: Announcer, clock: Callable[[], datetime]) -> list[web.RouteDef]:
-    """Make the handler that queues events again for receivers, or hurries what is queued."""
-
-    async def resend(request: web.Request) -> web.Response:
-        body = await request.json()
-        again = await announcer.resend(body["seqs"], body["receiver"], clock())
-        return web.json_response(again)
-
-    return [web.post("/resend", resend)]
-
-
-@web.middleware
-async def _faults_as_answers(request: web.Request, handler: Any) -> web.StreamResponse:
-    try:
-        answer: web.StreamResponse = await handler(request)
-    except HarvesterError as error:
-        return web.json_response(_fault(error), status=503)
-    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
-        body = {"error": "BadRequest", "message": f"not a request of ours: {type(error).__name__}"}
-        return web.json_response(body, status=400)
-    return answer
-
-
-def _fault(error: HarvesterError) -> dict[str, Any]:
-    # The nearest class of the tree: a narrower one is known to its own module only.
-    name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-    if not isinstance(error, LuneError):
-        return {"error": name, "message": str(error)}
-    request = {
-        "method": error.method,
-        "path": error.path,
-        "status": error.status,
-        "code": error.code,
-        "cf_ray": error.cf_ray,
-    }
-    return {"error": name, "message": error.message, "request": request}
-
-
-@asynccontextmanager
-async def serve_control(app: web.Application, ledger: Path) -> AsyncIterator[None]:
-    """Serve on the ledger's socket while inside; the caller holds the ledger's lock."""
-    path = control_path(ledger)
-    # Whoever left it behind is dead: the lock is ours.
-    path.unlink(missing_ok=True)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
-    await runner.setup()
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        _bind(listener, path)
-        # Not a UnixSite: from Python 3.13 on it would remove a name that is gone by then.
-        await web.SockSite(runner, listener).start()
-        yield
-    finally:
-        await runner.cleanup()
-        listener.close()
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _bind(listener: socket.socket, path: Path) -> None:
-    before = os.umask(0o177)
-    try:
-        with reachable(path) as name:
-            listener.bind(name)
-    finally:
-        os.umask(before)
+    async def _resend(self, body: Mapping[str, Any]) -> object:
+        return await self._app.dispatcher.resend(body["seqs"], body["receiver"])

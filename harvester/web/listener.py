@@ -1,8 +1,9 @@
-"""The listener: HTTP on one address, bounded in everything a stranger could make it hold.
+"""Connections of the listener, bounded in everything a stranger could make it hold.
 
 A head has 16 KiB and ten seconds to arrive, a connection ten idle seconds, an answer five minutes
-to be taken, and there are 256 connections: for one more, those go that have been waiting longest
-for the rest of a request. What is over is cut off; the harvest goes on beside it.
+to be taken (:class:`harvester.context.Limits`), and there are 256 connections: for one more, those
+go that have been waiting longest for the rest of a request. What is over is cut off; the harvest
+goes on beside it.
 """
 
 from __future__ import annotations
@@ -11,30 +12,21 @@ import asyncio
 import heapq
 import logging
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
+from harvester.context import Limits
 from harvester.web.problems import Problem, problem
 
 MOST_CONNECTIONS: Final = 256
 _CLOSED_AT_ONCE: Final = 32
-_ACCEPTED_AT_ONCE: Final = 1
-"""Connections between two turns of everything else: the busier the loop, the fewer a second, and
-and under a flood of them more webhooks are taken than with eight."""
-_QUEUED: Final = 1024
 _LARGEST_HEAD: Final = 16 * 1024
-_IDLE_SECONDS: Final = 10.0
-_ANSWER_SECONDS: Final = 300.0
-_UNREAD_MILLISECONDS: Final = 20_000
 _LARGEST_LINE: Final = 8190
 _MOST_HEADERS: Final = 64
 _ENDING_SECONDS: Final = 1.0
-_NAME: Final = "harvester"
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"Server: harvester\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -48,13 +40,13 @@ _quiet.disabled = True
 class _Connection(web.RequestHandler):
     """One connection, cut off when it is one too many or its request's head too large."""
 
-    __slots__ = ("_head", "_server", "_waits_since")
+    __slots__ = ("_head", "_server", "_unread_milliseconds", "_waits_since")
 
-    def __init__(self, server: _Server) -> None:
+    def __init__(self, server: Server, limits: Limits) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            keepalive_timeout=_IDLE_SECONDS,
+            keepalive_timeout=limits.request_head,
             lingering_time=_ENDING_SECONDS,
             max_line_size=_LARGEST_LINE,
             max_field_size=_LARGEST_LINE,
@@ -65,6 +57,7 @@ class _Connection(web.RequestHandler):
         )
         self._head = 0
         self._server = server
+        self._unread_milliseconds = round(limits.unread_response * 1000)
         self._waits_since = self._loop.time()
 
     @property
@@ -82,10 +75,12 @@ class _Connection(web.RequestHandler):
         if not self._server.admit(self):
             transport.close()
             return
-        # The kernel gives up on a peer that takes nothing, also when we closed already.
-        transport.get_extra_info("socket").setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MILLISECONDS
-        )
+        connection = transport.get_extra_info("socket")
+        if connection.family != socket.AF_UNIX:
+            # The kernel gives up on a peer that takes nothing, also when we closed already.
+            connection.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_milliseconds
+            )
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -114,20 +109,28 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         super().handle_error(request, status, exc)  # raises when an answer was begun
         answer = problem(Problem(status))
-        answer.headers["Server"] = _NAME
+        answer.headers["Server"] = "harvester"
         answer.force_close()
         return answer
 
 
-class _Server(web.Server):
-    """Makes connections, and room for them."""
+class Server(web.Server):
+    """Makes connections for an application that was set up as ``made``, and room for them."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, made: web.Server, limits: Limits) -> None:
+        super().__init__(made.request_handler, request_factory=made.request_factory)
+        self.loop = asyncio.get_running_loop()
+        self._limits = limits
         self._open: set[_Connection] = set()
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self)
+        """Make the handler of a new connection."""
+        return _Connection(self, self._limits)
+
+    async def end(self, seconds: float) -> None:
+        """Let requests under way end for so long, then cut them off."""
+        self.pre_shutdown()
+        await self.shutdown(seconds)
 
     def admit(self, connection: _Connection) -> bool:
         """Count a connection in if there is room, or can be made."""
@@ -154,59 +157,20 @@ class _Server(web.Server):
             one.force_close()
 
 
-def listener_app(*middlewares: Any) -> web.Application:
-    """Make the application that routes and sub-applications are added to."""
-    app = web.Application(middlewares=[_within_five_minutes, *middlewares])
-    app.on_response_prepare.append(_mark)
-    return app
+def respond_in_time(seconds: float) -> Middleware:
+    """Make what cuts off an answer that is not made and read within so many seconds."""
 
-
-@web.middleware
-async def _within_five_minutes(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Cut off an answer that takes too long to be made or to be read, its last byte included."""
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            answer = await handler(request)
-            await answer.prepare(request)
-            await answer.write_eof()
-            return answer
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionAbortedError("an answer took too long") from None
-
-
-async def _mark(_: web.Request, answer: web.StreamResponse) -> None:
-    answer.headers["Server"] = _NAME  # the library would tell its version
-    answer.headers["X-Content-Type-Options"] = "nosniff"
-    answer.headers.setdefault("Cache-Control", "no-store")
-
-
-@asynccontextmanager
-async def serve_listener(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """Serve on an address while inside; yields the port, a free one for port 0.
-
-    Raises ``OSError`` when the address cannot be had.
-    """
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        made = runner.server
-        if made is None:
-            raise RuntimeError("the application was not set up")
-        server = _Server(made.request_handler, request_factory=made.request_factory)
-        listening = await asyncio.get_running_loop().create_server(
-            server, host, port, backlog=_ACCEPTED_AT_ONCE
-        )
-        for one in listening.sockets:
-            # The loop takes its backlog at a time; the kernel's queue may well be longer.
-            with socket.fromfd(one.fileno(), one.family, one.type) as same:
-                same.listen(_QUEUED)
+    @web.middleware
+    async def respond(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            yield listening.sockets[0].getsockname()[1]
-        finally:
-            listening.close()
-            server.pre_shutdown()
-            await server.shutdown(_ENDING_SECONDS)
-    finally:
-        await runner.cleanup()
+            async with asyncio.timeout(seconds):
+                answer = await handler(request)
+                await answer.prepare(request)
+                await answer.write_eof()
+                return answer
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionAbortedError("an answer took too long") from None
+
+    return respond

@@ -1,8 +1,8 @@
 """Lune's webhooks: taken when they are genuine and durably written, and acted on afterwards.
 
 Nothing is asked of Lune and no file is touched while Lune waits: an event becomes a row and a
-look that is due, in one transaction, and only then does the answer say that it was taken. What is
-refused here comes again, and every look that a lost event would have caused is only late.
+check that is due, in one transaction, and only then does the answer say that it was taken. What is
+refused here comes again, and every check that a lost event would have caused is only late.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from harvester.context import Context
 from harvester.domain.errors import ConfigurationError, LedgerUnavailable
-from harvester.domain.ledger import Ledger
-from harvester.domain.lune_events import PATH, Delivery, Heard
-from harvester.lune.delivery import read_events
-from harvester.lune.webhooks import NotGenuineError, Signed, verify
+from harvester.domain.lune_events import WEBHOOK_PATH, LuneWebhook
+from harvester.ledger.accounts import read_accounts
+from harvester.ledger.database import Database
+from harvester.ledger.hints import RecordedWebhooks, record_webhooks
+from harvester.lune.webhooks import NotGenuineError, Signed, read_events, verify
 from harvester.web.problems import Problem, read_body
 
 log = structlog.get_logger()
+
+_Pending = tuple[LuneWebhook, asyncio.Future[None]]
 
 LARGEST_BODY: Final = 2**20
 """Bytes of a webhook's body."""
@@ -40,7 +44,6 @@ SMALL_BODY: Final = 32 * 1024
 MOST_LARGE: Final = 8 * 2**20
 """Bytes beyond that, of all bodies at a time."""
 
-_LEDGER_SECONDS: Final = 4.0
 _SECRETS_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 60.0
 _LATEST: Final = 253_402_300_799
@@ -50,40 +53,37 @@ OUTCOMES: Final = ("taken", "stale", "refused", "busy")
 """What can become of a request."""
 
 
-class Receiver:
-    """The handler. ``secrets`` reads the secrets anew, newest first; ``heed`` wakes the looks.
+class LuneWebhooks:
+    """The handler. ``secrets`` reads the secrets anew, newest first; ``wake`` runs a step now.
 
-    ``outcomes`` counts requests by what became of them; the counts only grow. ``patience`` is how
-    many seconds the ledger may take.
+    ``outcomes`` counts requests by what became of them; the counts only grow.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        database: Database,
         secrets: Callable[[], Sequence[str]],
-        *,
-        clock: Callable[[], datetime],
-        heed: Callable[[], None],
-        patience: float = _LEDGER_SECONDS,
+        context: Context,
+        wake: Callable[[str], None],
     ) -> None:
-        self._ledger = ledger
+        self._database = database
         self._read_secrets = secrets
-        self._clock = clock
-        self._heed = heed
-        self._patience = patience
+        self._clock = context.clock
+        self._timeout = context.limits.webhook_write
+        self._wake = wake
         self._secrets: Sequence[str] = ()
         self._secrets_read_at = -math.inf
         self._complained_at = -math.inf
         self._organisations: set[str | None] = set()
         self._in_hand = 0
         self._large = 0
-        self._waiting: list[tuple[Delivery, asyncio.Future[None]]] = []
+        self._pending: list[_Pending] = []
         self._writing: asyncio.Task[None] | None = None
         self.outcomes: Counter[str] = Counter()
 
     def routes(self) -> list[web.RouteDef]:
         """Return the route that Lune posts to."""
-        return [web.post(PATH, self.take)]
+        return [web.post(WEBHOOK_PATH, self.take)]
 
     async def take(self, request: web.Request) -> web.Response:
         """Answer 200 once everything in the request is durable; a ``Problem`` otherwise."""
@@ -104,9 +104,9 @@ class Receiver:
             raise Problem(401)  # unread: what nobody signed takes no room
         async with self._reading(request) as body:
             signed = self._verify(headers, body)
-            delivery = self._delivery(signed, body)
-            await self._record_in_time(signed, delivery)
-        return "stale" if delivery.is_stale else "taken"
+            webhook = self._webhook(signed, body)
+            await self._record_in_time(signed, webhook)
+        return "stale" if webhook.is_stale else "taken"
 
     @asynccontextmanager
     async def _reading(self, request: web.Request) -> AsyncIterator[bytes]:
@@ -126,14 +126,14 @@ class Receiver:
         finally:
             self._large -= counted
 
-    async def _record_in_time(self, signed: Signed, delivery: Delivery) -> None:
+    async def _record_in_time(self, signed: Signed, webhook: LuneWebhook) -> None:
         if self._in_hand >= MOST_AT_ONCE:
             raise _too_many()
         self._in_hand += 1
         try:
             await self._require_our_organisation(signed)
-            async with asyncio.timeout(self._patience):
-                await self._record(delivery)
+            async with asyncio.timeout(self._timeout):
+                await self._record(webhook)
         except (TimeoutError, LedgerUnavailable):
             raise Problem(503, "the ledger takes nothing just now") from None
         finally:
@@ -157,7 +157,9 @@ class Receiver:
         """Refuse what another organisation signed, as far as it is known which one is ours."""
         if signed.organisation is None or signed.organisation in self._organisations:
             return
-        found = {account.organisation_id for account in await self._ledger.accounts()} - {None}
+        found = {account.organisation_id for account in await read_accounts(self._database)} - {
+            None
+        }
         self._organisations = found
         if found and signed.organisation not in found:
             self._complain("another organisation")
@@ -169,29 +171,29 @@ class Receiver:
             self._complained_at = time.monotonic()
             log.warning("webhook refused", reason=rule, refused=self.outcomes["refused"] + 1)
 
-    def _delivery(self, signed: Signed, body: bytes) -> Delivery:
+    def _webhook(self, signed: Signed, body: bytes) -> LuneWebhook:
         now = self._clock()
-        return Delivery(
+        return LuneWebhook(
             signed_at=datetime.fromtimestamp(min(signed.timestamp, _LATEST), UTC),
-            heard_at=now,
+            received_at=now,
             is_stale=signed.is_stale(now.timestamp()),
             events=read_events(body),
         )
 
-    async def _record(self, delivery: Delivery) -> None:
-        """Return once the delivery is durable; all that wait share one transaction."""
+    async def _record(self, webhook: LuneWebhook) -> None:
+        """Return once the webhook is durable; all that wait share one transaction."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((delivery, written))
+        self._pending.append((webhook, written))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write(), name="webhooks")
         await written
 
     async def _write(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
+        while self._pending:
+            batch, self._pending = self._pending, []
             fault: BaseException | None = None
             try:
-                heard = await self._ledger.record_deliveries([one for one, _ in batch])
+                recorded = await record_webhooks(self._database, [one for one, _ in batch])
             except Exception as error:  # noqa: BLE001 - raised by each of those who wait
                 fault = error
             for _, written in batch:
@@ -202,15 +204,20 @@ class Receiver:
                 else:
                     written.set_exception(fault)
             if fault is None:
-                self._tell(heard)
+                self._act_on(recorded)
 
-    def _tell(self, heard: Heard) -> None:
-        if heard.unreadable:
-            log.warning("webhook events set aside", events=heard.unreadable)
-        if heard.new:
-            log.debug("webhook", events=heard.new, repeated=heard.repeated, looks=heard.hints)
-        if heard.hints:
-            self._heed()
+    def _act_on(self, recorded: RecordedWebhooks) -> None:
+        if recorded.unreadable:
+            log.warning("webhook events unreadable", events=recorded.unreadable)
+        if recorded.new:
+            log.debug(
+                "webhook received",
+                events=recorded.new,
+                repeated=recorded.repeated,
+                hints=recorded.hints,
+            )
+        if recorded.hints:
+            self._wake("hints")
 
     async def close(self) -> None:
         """Wait for what is being written."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harvester.domain.orders import CertificateState, is_identifier
-from harvester.domain.records import OrderFilter
+from harvester.domain.instants import EPOCH, MICROSECOND, parse_instant
+from harvester.domain.orders import CertificateState, OrderFilter, is_identifier
 from harvester.web.problems import Problem
 
 T = TypeVar("T")
@@ -26,32 +26,30 @@ _ORDERS: Final = 100
 _LONGEST_TEXT: Final = 100
 _LARGEST_VERSION: Final = 999_999_999
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
-_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CURSOR: Final = re.compile(r"(-?\d{1,18})\.([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]{1,64})")
 _CERTIFICATE: Final = ("none", *map(str, CertificateState))
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place in the listing: after this order, newest first."""
+class Cursor:
+    """Where a listing goes on: after this order, newest first."""
 
     created_at: datetime
     account_id: str
     order_id: str
 
     def __str__(self) -> str:
-        microseconds = (self.created_at - _EPOCH) // timedelta(microseconds=1)
+        microseconds = (self.created_at - EPOCH) // MICROSECOND
         return f"{microseconds}.{self.account_id}.{self.order_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class OrderQuery:
-    """Which orders to list: those in scope, with this key if any, after a place, up to a limit."""
+    """Which orders to list: those in scope, with this key if any, after a cursor, up to a limit."""
 
     scope: OrderFilter
     idempotency_key: str | None
-    after: Place | None
+    after: Cursor | None
     limit: int
 
 
@@ -105,11 +103,11 @@ def order_query(request: web.Request) -> OrderQuery:
             accounts=None if account is None else frozenset({account}),
             status=query.read("status", _text),
             certificate=query.read("certificate", _certificate),
-            since=query.read("since", _instant),
-            until=query.read("until", _until),
+            since=query.read("since", parse_instant),
+            until=query.read("until", lambda text: parse_instant(text, end=True)),
         ),
         idempotency_key=query.read("idempotency_key", _text),
-        after=query.read("after", _place),
+        after=query.read("after", _cursor),
         limit=query.read("limit", _limit) or _ORDERS,
     )
 
@@ -122,8 +120,8 @@ def track_request(body: bytes) -> TrackRequest:
         first: Any = error.errors(include_input=False, include_url=False)[0]
         # An unknown member is not quoted: it may be anything.
         known = [str(part) for part in first["loc"] if isinstance(part, int) or part in _MEMBERS]
-        place = ".".join(known)
-        raise Problem(400, f"{place or 'the body'}: {first['msg']}") from None
+        member = ".".join(known)
+        raise Problem(400, f"{member or 'the body'}: {first['msg']}") from None
 
 
 def identifier(text: str) -> str:
@@ -161,30 +159,12 @@ def _certificate(text: str) -> str:
     return text
 
 
-def _place(text: str) -> Place:
+def _cursor(text: str) -> Cursor:
     parts = _CURSOR.fullmatch(text)
     if parts is None:
         raise ValueError("take it from next, as it is")
     try:
-        created_at = _EPOCH + timedelta(microseconds=int(parts[1]))
+        created_at = EPOCH + int(parts[1]) * MICROSECOND
     except OverflowError:
         raise ValueError("take it from next, as it is") from None
-    return Place(created_at, parts[2], parts[3])
-
-
-def _instant(text: str) -> datetime:
-    """Read a date or a date and time; one without zone is UTC."""
-    try:
-        at = datetime.fromisoformat(text)
-        return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("write 2026-01-31 or 2026-01-31T12:00:00Z (a + as %2B)") from None
-
-
-def _until(text: str) -> datetime:
-    """Read it exclusive: a plain date means through the end of that day."""
-    at = _instant(text)
-    try:
-        return at + timedelta(days=1) if _DATE.fullmatch(text) else at
-    except OverflowError:
-        return at
+    return Cursor(created_at, parts[2], parts[3])

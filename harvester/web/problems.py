@@ -15,6 +15,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from harvester.context import Limits
 from harvester.domain.errors import (
     HarvesterError,
     KeyRefused,
@@ -22,13 +23,15 @@ from harvester.domain.errors import (
     LuneError,
     StorageUnavailable,
 )
+from harvester.web.local_socket import error_members
 
 log = structlog.get_logger()
 
 LARGEST_BODY: Final = 2**20
 """Bytes of a request's body, unless a handler states another cap."""
 
-_BODY_SECONDS: Final = 10.0
+LIMITS: Final = web.AppKey("limits", Limits)
+"""Where the application keeps its limits."""
 
 
 class Problem(Exception):
@@ -74,12 +77,25 @@ async def faults_as_problems(request: web.Request, handler: Handler) -> web.Stre
         allowed = error.headers.get("Allow")
         return problem(Problem(error.status, headers={"Allow": allowed} if allowed else None))
     except HarvesterError as error:
-        return problem(Problem(_status_of(error), str(error)))
+        return problem(Problem(_status_of(error), str(error), **error_members(error)))
     except ConnectionError:
         raise  # whoever asked went away
     except Exception:
-        log.exception("answering broke", method=request.method)
+        log.exception("request failed unexpectedly", method=request.method)
         return problem(Problem(500))
+
+
+async def read_json(request: web.Request, largest: int = LARGEST_BODY) -> dict[str, Any]:
+    """Return the object of a JSON body; a ``Problem`` otherwise."""
+    if request.content_type != "application/json":
+        raise Problem(415, "send application/json")
+    try:
+        body = json.loads(await read_body(request, largest))
+    except ValueError:
+        raise Problem(400, "the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise Problem(400, "the body is not a JSON object")
+    return body
 
 
 def _status_of(error: HarvesterError) -> int:
@@ -93,7 +109,7 @@ async def read_body(
     largest: int = LARGEST_BODY,
     hold: Callable[[int], None] = lambda _: None,
 ) -> bytes:
-    """Return the body, which may take ten seconds to arrive; a 413 or 408 ``Problem`` otherwise.
+    """Return the body, which has ten seconds to arrive; a 413 or 408 ``Problem`` otherwise.
 
     The bytes are as they came: nothing is decompressed. ``hold`` is told how many there are so
     far, and may raise a ``Problem`` of its own.
@@ -103,7 +119,7 @@ async def read_body(
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        async with asyncio.timeout(request.config_dict[LIMITS].request_body):
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > largest:

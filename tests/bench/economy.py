@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from harvester.domain.lifecycle import COMPLETE, PAID, PLACED, RECEIVED, RETIRING
-from harvester.domain.polling import PAGE_SIZE, plan_account
-from harvester.domain.schedule import Cadence, worth_within
+from harvester.domain.polling import PAGE_SIZE, plan_requests
+from harvester.domain.schedule import Schedule, worth_within
 
 DAY = 86_400.0
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -101,7 +101,7 @@ class Follower:
     """The harvest as the simulation needs it: planner and cadence, no ledger and no network."""
 
     def __init__(
-        self, history: History, cadence: Cadence, *, by_cursor: bool, budget: float = math.inf
+        self, history: History, cadence: Schedule, *, by_cursor: bool, budget: float = math.inf
     ) -> None:
         self._history = history
         self._cadence = cadence
@@ -140,7 +140,7 @@ class Follower:
             at, place = heapq.heappop(self._heap)
             if lives[place].due == at:
                 due.append(place)
-        plan = plan_account(due, newest, read_newest=read_newest, by_cursor=self._by_cursor)
+        plan = plan_requests(due, newest, read_newest=read_newest, by_cursor=self._by_cursor)
         self.figures.requests += plan.requests
         latest = bisect_right(self._history.created, now) - 1
         top = latest if plan.pages else newest
@@ -218,7 +218,7 @@ def plain_ways(history: History, every: float) -> dict[str, Figures]:
         costs = (
             1 + len(places),
             depth // PAGE_SIZE + 1,
-            plan_account(places, newest, by_cursor=False).requests,
+            plan_requests(places, newest, by_cursor=False).requests,
             max(1, math.ceil(len(places) / PAGE_SIZE)),
         )
         for name, cost in zip(names, costs, strict=True):
@@ -231,7 +231,7 @@ def plain_ways(history: History, every: float) -> dict[str, Figures]:
 
 def economy(open_orders: int, days: float, every: float = 300.0) -> dict[str, Figures]:
     """Return requests and delays of each way, for so many open orders over so many days."""
-    cadence = Cadence(timedelta(seconds=every), timedelta(hours=6))
+    cadence = Schedule(timedelta(seconds=every), timedelta(hours=6))
     found = plain_ways(History(open_orders, days), every)
     for name, by_cursor in (("harvester", True), ("harvester, no cursor", False)):
         found[name] = Follower(

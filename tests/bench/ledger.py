@@ -24,10 +24,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harvester.domain.polling import plan_account
-from harvester.domain.schedule import Cadence
-from harvester.ledger.database import Database
 from harvester.ledger.sql import SqlLedger
+
+from harvester.domain.polling import plan_requests
+from harvester.domain.schedule import Schedule
+from harvester.ledger.database import Database
 from tests.acceptance.harness import HARVESTER
 from tests.bench.__main__ import print_table
 from tests.bench.installation import Installation
@@ -105,7 +106,7 @@ def _planning(ledger: LargeLedger) -> Iterator[Row]:
 
 async def _plan(path: Path, now: datetime) -> tuple[Timed, int]:
     """Plan as a sweep's round does, thrice; return the median cost and the looks that were due."""
-    cadence = Cadence(timedelta(minutes=5), timedelta(hours=6))
+    cadence = Schedule(timedelta(minutes=5), timedelta(hours=6))
     horizon = cadence.horizon(now)
     database = Database(path, readonly=True)
     ledger = SqlLedger(database)
@@ -122,7 +123,7 @@ async def _plan(path: Path, now: datetime) -> tuple[Timed, int]:
                 mine = due.get(account.id, ())
                 places = [look.place for look in mine if look.place is not None]
                 top = newest.get(account.id, 0)
-                plan_account(places, top, read_newest=account.id in listed)
+                plan_requests(places, top, read_newest=account.id in listed)
                 looks += len(mine)
             timed.append(Timed(time.perf_counter() - wall, time.process_time() - cpu))
     finally:

@@ -1,6 +1,6 @@
 """How much of a rate limit is used and how many 429s that costs, in simulated time.
 
-The program's own pacer and retry rules, with workers that always have something to ask, against a
+The program's own rate_limiter and retry rules, with workers that always have something to ask, against a
 server that allows so many requests in any one second; a request takes 20 to 200 ms, there and
 back, in random parts. Beside it stand the usual limiters. Then somebody else uses the key too, in
 bursts, as a billing system does. A refused request does not count against the limit here: a server
@@ -22,8 +22,7 @@ from statistics import quantiles
 import structlog
 
 from harvester.domain.errors import RateLimited
-from harvester.lune.priority import Urgency
-from harvester.lune.rate_limiter import Pacer
+from harvester.lune.rate_limiter import Priority, RateLimiter
 from harvester.lune.retry import Retries
 from tests.bench.virtual_time import simulate
 
@@ -111,7 +110,7 @@ class TokenBucket:
         self._at = now
 
 
-Limiter = Callable[[], Pacer | Even | TokenBucket]
+Limiter = Callable[[], RateLimiter | Even | TokenBucket]
 """Makes a limiter, on the loop that it is to work on."""
 
 
@@ -138,12 +137,12 @@ class Neighbour:
         self.seconds.append(asyncio.get_running_loop().time() - began)
 
 
-async def _heeding(server: Server, pacer: Pacer) -> None:
+async def _heeding(server: Server, rate_limiter: RateLimiter) -> None:
     """Ask without end as the client does: each try takes its turn, a 429 makes all pause."""
-    retries = Retries(pacer.pause)
+    retries = Retries(rate_limiter.pause)
 
     async def attempt() -> None:
-        async with pacer.turn():
+        async with rate_limiter.turn():
             if not await server.request(HARVEST):
                 raise RateLimited("refused", method="GET", path="/orders", status=429)
 
@@ -174,11 +173,11 @@ async def alone(limiter: Limiter, seconds: float) -> Server:
 
 
 async def shared(limiter: Limiter | None, seconds: float) -> tuple[Server, Neighbour]:
-    """Share the key with a neighbour: a pacer as the client uses it, others as they are."""
+    """Share the key with a neighbour: a rate_limiter as the client uses it, others as they are."""
     server, neighbour = Server(LIMIT, seed=2), Neighbour()
     found = None if limiter is None else limiter()
     workers = (
-        _heeding(server, found) if isinstance(found, Pacer) else _plainly(server, found.turn)
+        _heeding(server, found) if isinstance(found, RateLimiter) else _plainly(server, found.turn)
         for _ in range(_WORKERS)
         if found is not None
     )
@@ -187,34 +186,34 @@ async def shared(limiter: Limiter | None, seconds: float) -> tuple[Server, Neigh
     return server, neighbour
 
 
-async def classes(seconds: float) -> tuple[Counter[Urgency], list[float]]:
+async def classes(seconds: float) -> tuple[Counter[Priority], list[float]]:
     """Return how many of each class went while all waited, and then what urgent ones waited.
 
     The second half leaves the two lower classes waiting and asks for something urgent now and
     then; its waits are in seconds.
     """
     loop, server, dice = asyncio.get_running_loop(), Server(LIMIT, seed=3), random.Random(3)
-    counts: Counter[Urgency] = Counter()
+    counts: Counter[Priority] = Counter()
     waits: list[float] = []
-    pacer = _pacer(LIMIT)()
+    rate_limiter = _pacer(LIMIT)()
 
-    async def ask(urgency: Urgency) -> None:
+    async def ask(priority: Priority) -> None:
         while True:
-            async with pacer.turn(urgency):
-                counts[urgency] += 1
+            async with rate_limiter.turn(priority):
+                counts[priority] += 1
                 await server.request(HARVEST)
 
     async def ask_now_and_then() -> None:
         while True:
             await asyncio.sleep(dice.expovariate(1))
             began = loop.time()
-            async with pacer.turn(Urgency.WAITED_FOR):
+            async with rate_limiter.turn(Priority.WAITED_FOR):
                 waits.append(loop.time() - began)
                 await server.request(HARVEST)
 
-    await _let_work(seconds / 2, *(ask(one) for one in Urgency for _ in range(_WORKERS)))
+    await _let_work(seconds / 2, *(ask(one) for one in Priority for _ in range(_WORKERS)))
     shares = counts.copy()
-    others = (Urgency.DUE, Urgency.BACKGROUND)
+    others = (Priority.DUE, Priority.BACKGROUND)
     lower = (ask(one) for one in others for _ in range(_WORKERS))
     await _let_work(seconds / 2, ask_now_and_then(), *lower)
     return shares, waits
@@ -257,14 +256,14 @@ def _rows_shared(seconds: float) -> Iterator[dict[str, object]]:
 
 def _rows_of_classes(seconds: float) -> Iterator[dict[str, object]]:
     shares, waits = simulate(classes(seconds))
-    for urgency, count in shares.items():
+    for priority, count in shares.items():
         row: dict[str, object] = {
             "setting": "classes",
-            "way": urgency.name,
+            "way": priority.name,
             "requests/s": round(count / seconds * 2, 2),
             "share %": round(100 * count / shares.total(), 1),
         }
-        if urgency is Urgency.WAITED_FOR:
+        if priority is Priority.WAITED_FOR:
             row["waits p95 s"] = round(quantiles(waits, n=20)[-1], 2)
         yield row
 
@@ -278,8 +277,8 @@ def _used(server: Server, seconds: float) -> dict[str, object]:
     }
 
 
-def _pacer(rate: float) -> Callable[[], Pacer]:
-    return lambda: Pacer(rate, clock=asyncio.get_running_loop().time)
+def _pacer(rate: float) -> Callable[[], RateLimiter]:
+    return lambda: RateLimiter(rate, clock=asyncio.get_running_loop().time)
 
 
 def _even(rate: float) -> Callable[[], Even]:

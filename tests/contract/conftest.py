@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harvester.ledger import migrate
+from harvester.ledger.accounts import record_accounts
 from harvester.ledger.database import Database
-from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, Kept
 
 
@@ -18,7 +18,7 @@ async def sqlite(empty: Path, folder: Path) -> AsyncIterator[Kept]:
     path = folder / "ledger.db"
     shutil.copyfile(empty, path)
     database = Database(path)
-    yield Kept(SqlLedger(database), database)
+    yield Kept(database)
     await database.close()
 
 
@@ -39,5 +39,5 @@ async def kept(
 ) -> AsyncIterator[Kept]:
     """An open ledger that knows two accounts and no orders."""
     async for made in request.param(empty_ledger, tmp_path):
-        await made.ledger.record_accounts([ACCOUNT, CLIENT], NOW)
+        await record_accounts(made.database, [ACCOUNT, CLIENT], NOW)
         yield made

@@ -7,33 +7,37 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from harvester.domain.ledger import Ledger
+
+from harvester.domain.certificates import Certificate, NewCertificate
 from harvester.domain.orders import (
     Account,
     CertificateKind,
     CertificateState,
     Order,
     OrderPage,
-    SetAside,
+    RejectedOrder,
     Source,
     StoredFile,
 )
-from harvester.domain.records import (
-    KnownCertificate,
-    KnownOrder,
-    NewCertificate,
-    Recorded,
-    SweepMark,
+from harvester.domain.schedule import Schedule
+from harvester.ledger.accounts import SweepMark
+from harvester.ledger.certificates import (
+    DueCertificate,
+    due_certificates,
+    record_certificate_failure,
+    record_certificates,
 )
-from harvester.domain.schedule import Cadence
 from harvester.ledger.database import Database
+from harvester.ledger.orders import Recorded, record_orders
 from harvester.ledger.queries import OrderDetail, find_orders
+from harvester.ledger.schedule import due_checks
+from harvester.ledger.statistics import Statistics, read_statistics
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FAR = NOW + 3650 * DAY
-CADENCE = Cadence(sweep_interval=15 * MINUTE, longest_interval=6 * HOUR)
-EAGER = replace(CADENCE, interim=True)
+SCHEDULE = Schedule(sweep_interval=15 * MINUTE, longest_interval=6 * HOUR)
+EAGER = replace(SCHEDULE, interim=True)
 ACCOUNT = Account("acct", "Acme", "live", "account", "EUR", "Acme Ltd", "org", is_default=True)
 CLIENT = replace(ACCOUNT, id="client", name="Client", scope="client_account", is_default=False)
 
@@ -63,18 +67,17 @@ def stored(
     version: int = 1,
     kind: CertificateKind = CertificateKind.FINAL,
     *,
-    key: str = "acct/o1.pdf",
+    path: str = "acct/o1.pdf",
     sha256: str = "a" * 64,
     at: datetime = NOW,
-) -> KnownCertificate:
-    return KnownCertificate(version, kind, StoredFile(key, sha256, 61_440), at)
+) -> Certificate:
+    return Certificate(version, kind, StoredFile(path, sha256, 61_440), at)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An open ledger under test, and the database that the queries read it from."""
+    """An open ledger under test."""
 
-    ledger: Ledger
     database: Database
 
     async def see(
@@ -83,13 +86,13 @@ class Kept:
         at: datetime = NOW,
         account: Account = ACCOUNT,
         source: Source = Source.SWEEP,
-        cadence: Cadence = CADENCE,
+        schedule: Schedule = SCHEDULE,
         sweep: SweepMark | None = None,
-        set_aside: Sequence[SetAside] = (),
+        rejected: Sequence[RejectedOrder] = (),
     ) -> Recorded:
         """Record one answer of Lune's that holds these orders."""
-        page = OrderPage(orders, tuple(set_aside), None)
-        return await self.ledger.record_orders(account, page, source, at, cadence, sweep)
+        page = OrderPage(orders, tuple(rejected), None)
+        return await record_orders(self.database, account, page, source, at, schedule, sweep=sweep)
 
     async def whole(self, order_id: str = "o1", account: Account = ACCOUNT) -> OrderDetail:
         (found,) = await find_orders(self.database, order_id, account.id)
@@ -101,45 +104,55 @@ class Kept:
         """Return an order's transitions, having seen that the chain has no gap."""
         steps = (await self.whole(order_id, account)).transitions
         assert [step.seq for step in steps] == list(range(1, len(steps) + 1))
-        assert [step.from_status for step in steps] == [
-            None,
-            *(step.to_status for step in steps[:-1]),
-        ]
-        return [(step.from_status, step.to_status) for step in steps]
+        assert [step.before for step in steps] == [None, *(step.after for step in steps[:-1])]
+        return [(step.before, step.after) for step in steps]
 
-    async def due(self, now: datetime = NOW, **more: Any) -> list[KnownOrder]:
-        """Return whose certificate is to be asked for."""
-        return await self.ledger.due_certificates(now, CADENCE.horizon(now), 1000, **more)
+    async def due(self, now: datetime = NOW, **more: Any) -> list[DueCertificate]:
+        """Return which certificates are to be asked for."""
+        return await due_certificates(self.database, now, SCHEDULE.horizon(now), 1000, **more)
 
     async def due_ids(self, now: datetime = NOW, **more: Any) -> list[str]:
-        return [one.id for one in await self.due(now, **more)]
+        return [one.order_id for one in await self.due(now, **more)]
 
-    async def looks(self, now: datetime = NOW, account: Account = ACCOUNT) -> dict[str, int | None]:
-        """Return the orders due to be looked at, and their places in the listing."""
-        looks = await self.ledger.due_looks(now, CADENCE.horizon(now), [account.id])
-        assert set(looks) <= {account.id}
-        due = looks.get(account.id, ())
-        assert len({look.order_id for look in due}) == len(due)
-        return {look.order_id: look.place for look in due}
+    async def checks(
+        self, now: datetime = NOW, account: Account = ACCOUNT
+    ) -> dict[str, int | None]:
+        """Return the orders due to be checked, and their positions in the listing."""
+        found = await due_checks(self.database, now, SCHEDULE.horizon(now), [account.id])
+        assert set(found) <= {account.id}
+        due = found.get(account.id, ())
+        assert len({check.order_id for check in due}) == len(due)
+        return {check.order_id: check.position for check in due}
 
     async def fail(
         self,
-        one: KnownOrder,
+        one: DueCertificate,
         at: datetime = NOW,
         *,
         state: CertificateState = CertificateState.OWED,
         reason: str = "none yet",
-        due: datetime | None = None,
-        spent: bool = True,
+        again: datetime | None = None,
+        counts: bool = True,
     ) -> None:
         """Record that a certificate could not be had."""
-        await self.ledger.record_certificate_failure(
-            one, at, state=state, reason=reason, due=due, spent=spent
+        await record_certificate_failure(
+            self.database,
+            one,
+            at,
+            state=state,
+            reason=reason,
+            next_attempt_at=again,
+            counts=counts,
         )
 
     async def file(
-        self, certificate: KnownCertificate, order_id: str = "o1", account: Account = ACCOUNT
+        self, certificate: Certificate, order_id: str = "o1", account: Account = ACCOUNT
     ) -> None:
         """Record a certificate that lies in the archive."""
         new = NewCertificate(account.id, order_id, certificate, "8f-AMS")
-        await self.ledger.record_certificates([new])
+        await record_certificates(self.database, [new])
+
+    async def statistics(self, now: datetime = NOW) -> Statistics:
+        """Count everything."""
+        async with self.database.read() as connection:
+            return await read_statistics(connection, now)

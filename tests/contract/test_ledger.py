@@ -9,12 +9,26 @@ from datetime import datetime, timedelta
 import pytest
 
 from harvester.domain.lifecycle import STATUSES, Anomaly, AnomalyKind, Moved, observe
-from harvester.domain.orders import CertificateState, SetAside, Source
-from harvester.domain.records import EVERYTHING, OpenOrder, OrderFilter
+from harvester.domain.orders import EVERYTHING, CertificateState, OrderFilter, RejectedOrder, Source
+from harvester.ledger.accounts import (
+    begin_sweep,
+    finish_sweep,
+    park_account,
+    parked_accounts,
+    record_accounts,
+)
+from harvester.ledger.orders import record_not_found
 from harvester.ledger.queries import summarise
+from harvester.ledger.schedule import (
+    OpenOrder,
+    due_checks,
+    earliest_due,
+    open_orders,
+    postpone_checks,
+)
 from tests.contract.ledger_cases import (
     ACCOUNT,
-    CADENCE,
+    SCHEDULE,
     CLIENT,
     DAY,
     FAR,
@@ -123,14 +137,14 @@ async def test_the_same_id_under_two_accounts_is_two_orders(kept: Kept) -> None:
     await kept.see(order(status="retiring"), account=CLIENT, at=NOW + HOUR)
     assert await kept.chain() == [(None, "placed")]
     assert await kept.chain(account=CLIENT) == [(None, "paid"), ("paid", "retiring")]
-    await kept.ledger.postpone_looks("client", ["o1"], FAR)
+    await postpone_checks(kept.database, "client", ["o1"], FAR)
     assert (await kept.whole()).order.next_check_at == NOW + 15 * MINUTE
 
 
 async def test_the_beneficiary_is_the_one_an_order_was_first_seen_with(kept: Kept) -> None:
     await kept.see(order())
     renamed = replace(ACCOUNT, beneficiary="Another Ltd")
-    await kept.ledger.record_accounts([renamed], NOW + HOUR)
+    await record_accounts(kept.database, [renamed], NOW + HOUR)
     await kept.see(order(status="paid"), order("o2"), account=renamed, at=NOW + HOUR)
     assert (await kept.whole("o1")).order.beneficiary == "Acme Ltd"
     assert (await kept.whole("o2")).order.beneficiary == "Another Ltd"
@@ -188,7 +202,7 @@ async def test_an_order_that_rose_after_its_end_is_looked_at_once_more(kept: Kep
     await kept.see(order(status="cancelled"))
     assert await kept.looks(FAR) == {}
     await kept.see(order(status="paid"), at=NOW + HOUR)
-    confirmation = CADENCE.next_confirmation(NOW + HOUR)
+    confirmation = SCHEDULE.next_confirmation(NOW + HOUR)
     assert set(await kept.looks(confirmation)) == {"o1"}
     await kept.see(order(status="cancelled"), at=confirmation)
     assert await kept.looks(FAR) == {}
@@ -210,7 +224,7 @@ async def test_an_order_lune_does_not_find_keeps_its_status(kept: Kept) -> None:
     await kept.see(order(status="paid"))
     for hours in (1, 2):
         at = NOW + hours * HOUR
-        await kept.ledger.record_missing("acct", "o1", at, at + 6 * HOUR)
+        await record_not_found(kept.database, "acct", "o1", at, at + 6 * HOUR)
     found = await kept.whole()
     assert (found.order.status, found.order.missing_since) == ("paid", NOW + HOUR)
     assert found.order.next_check_at == NOW + 8 * HOUR
@@ -221,7 +235,7 @@ async def test_an_order_lune_does_not_find_keeps_its_status(kept: Kept) -> None:
 
 
 async def test_an_order_nobody_knows_cannot_go_missing(kept: Kept) -> None:
-    await kept.ledger.record_missing("acct", "never", NOW, NOW)
+    await record_not_found(kept.database, "acct", "never", NOW, NOW)
     assert (await summarise(kept.database, NOW)).anomalies == []
 
 
@@ -229,12 +243,12 @@ async def test_an_order_nobody_knows_cannot_go_missing(kept: Kept) -> None:
 
 
 async def test_what_was_set_aside_is_recorded_and_counted_not_repeated(kept: Kept) -> None:
-    odd = SetAside("o9", "status: not printable text", '{"id": "o9"}')
+    odd = RejectedOrder("o9", "status: not printable text", '{"id": "o9"}')
     worse = replace(odd, reason="created_at: not an instant", document="{}")
-    assert (await kept.see(set_aside=[odd])).set_aside == [odd]
-    await kept.see(set_aside=[worse], at=NOW + HOUR)
-    await kept.see(set_aside=[odd], account=CLIENT)
-    rows = (await summarise(kept.database, NOW)).set_aside
+    assert (await kept.see(rejected=[odd])).rejected == [odd]
+    await kept.see(rejected=[worse], at=NOW + HOUR)
+    await kept.see(rejected=[odd], account=CLIENT)
+    rows = (await summarise(kept.database, NOW)).rejected
     seen = [(row.account_id, row.reference, row.reason, row.document, row.count) for row in rows]
     assert seen == [
         ("acct", "o9", worse.reason, "{}", 2),
@@ -244,12 +258,12 @@ async def test_what_was_set_aside_is_recorded_and_counted_not_repeated(kept: Kep
 
 
 async def test_what_was_set_aside_is_forgotten_when_it_can_be_read(kept: Kept) -> None:
-    things = [SetAside(one, "a reason", "{}") for one in ("o1", "o2")]
-    await kept.see(set_aside=things)
+    things = [RejectedOrder(one, "a reason", "{}") for one in ("o1", "o2")]
+    await kept.see(rejected=things)
     await kept.see(order("o1"), account=CLIENT)
-    assert len((await summarise(kept.database, NOW)).set_aside) == 2
+    assert len((await summarise(kept.database, NOW)).rejected) == 2
     await kept.see(order("o1"), at=NOW + HOUR)
-    assert [row.reference for row in (await summarise(kept.database, NOW)).set_aside] == ["o2"]
+    assert [row.reference for row in (await summarise(kept.database, NOW)).rejected] == ["o2"]
 
 
 # When to look, and what is left.
@@ -260,7 +274,7 @@ async def test_an_open_order_is_due_when_its_date_comes_or_lies_beyond_the_horiz
 ) -> None:
     await kept.see(order())
     due = (await kept.whole()).order.next_check_at
-    assert due == CADENCE.next_look(NOW, [CADENCE.chance("placed", timedelta(0))])
+    assert due == SCHEDULE.next_look(NOW, [SCHEDULE.chance("placed", timedelta(0))])
     assert await kept.looks(due - MINUTE) == {}
     assert set(await kept.looks(due)) == {"o1"}
     # The clock was a year ahead when the date was set: now it counts as due.
@@ -270,21 +284,21 @@ async def test_an_open_order_is_due_when_its_date_comes_or_lies_beyond_the_horiz
 async def test_orders_that_ended_are_not_looked_at(kept: Kept) -> None:
     await kept.see(*(order(status, status) for status in ("complete", "cancelled", "failed")))
     assert await kept.looks(FAR) == {}
-    assert await kept.ledger.open_orders(EVERYTHING) == []
+    assert await open_orders(kept.database, EVERYTHING) == []
 
 
 async def test_open_orders_that_one_answer_shows_are_looked_at_together(kept: Kept) -> None:
     old = [order(f"o{n}", "paid", created_at=NOW - 300 * DAY - n * DAY) for n in range(9)]
     await kept.see(*old, order("done", "complete"))
-    dates = {one.next_check_at for one in await kept.ledger.open_orders(EVERYTHING)}
-    chances = [CADENCE.chance("paid", NOW - one.created_at) for one in old]
-    assert dates == {CADENCE.next_look(NOW, chances)}
+    dates = {one.next_check_at for one in await open_orders(kept.database, EVERYTHING)}
+    chances = [SCHEDULE.chance("paid", NOW - one.created_at) for one in old]
+    assert dates == {SCHEDULE.next_look(NOW, chances)}
     await kept.see(old[0], source=Source.CHECK, at=NOW + HOUR)
     alone = (await kept.whole("o0")).order.next_check_at
-    assert alone == CADENCE.next_look(
-        NOW + HOUR, [CADENCE.chance("paid", NOW + HOUR - old[0].created_at)]
+    assert alone == SCHEDULE.next_look(
+        NOW + HOUR, [SCHEDULE.chance("paid", NOW + HOUR - old[0].created_at)]
     )
-    assert alone - NOW > CADENCE.next_look(NOW + HOUR, chances) - NOW
+    assert alone - NOW > SCHEDULE.next_look(NOW + HOUR, chances) - NOW
 
 
 async def test_an_order_that_was_seen_to_move_counts_as_still_since_then(kept: Kept) -> None:
@@ -293,13 +307,13 @@ async def test_an_order_that_was_seen_to_move_counts_as_still_since_then(kept: K
     at = NOW + DAY
     await kept.see(order("o1", "retiring", created_at=ancient), at=at)
     due = (await kept.whole()).order.next_check_at
-    assert due == CADENCE.next_look(at, [CADENCE.chance("retiring", timedelta(0))])
+    assert due == SCHEDULE.next_look(at, [SCHEDULE.chance("retiring", timedelta(0))])
 
 
 async def test_postponed_looks_are_due_at_the_new_date(kept: Kept) -> None:
     await kept.see(order("o1"), order("o2"))
-    await kept.ledger.postpone_looks("acct", [], NOW)
-    await kept.ledger.postpone_looks("acct", ["o1", "never"], NOW + MINUTE)
+    await postpone_checks(kept.database, "acct", [], NOW)
+    await postpone_checks(kept.database, "acct", ["o1", "never"], NOW + MINUTE)
     assert set(await kept.looks(NOW + MINUTE)) == {"o1"}
     assert set(await kept.looks(NOW + HOUR)) == {"o1", "o2"}
 
@@ -310,14 +324,14 @@ async def test_due_looks_are_told_by_account_of_all_or_of_some(kept: Kept) -> No
     late = NOW + HOUR
 
     async def due(now: datetime, ids: list[str] | None = None) -> dict[str, set[str]]:
-        looks = await kept.ledger.due_looks(now, CADENCE.horizon(now), ids)
+        looks = await due_checks(kept.database, now, SCHEDULE.horizon(now), ids)
         return {account: {look.order_id for look in mine} for account, mine in looks.items()}
 
     assert await due(NOW) == {}
     assert await due(late) == {"acct": {"o2", "o3"}, "client": {"o2"}}
     assert await due(late, ["client", "nobody"]) == {"client": {"o2"}}
     assert await due(late, []) == {}
-    await kept.ledger.park_account("client", "suspended", FAR, NOW)
+    await park_account(kept.database, "client", "suspended", FAR, NOW)
     assert await due(late, ["client"]) == {"client": {"o2"}}
 
 
@@ -325,16 +339,16 @@ async def test_an_owed_certificate_is_no_look(kept: Kept) -> None:
     await kept.see(order("o1", "complete"))
     broken = (await kept.due())[0]
     await kept.fail(broken, state=CertificateState.FAILED, due=NOW)
-    assert await kept.ledger.due_looks(NOW + HOUR, CADENCE.horizon(NOW + HOUR)) == {}
+    assert await due_checks(kept.database, NOW + HOUR, SCHEDULE.horizon(NOW + HOUR)) == {}
 
 
 async def test_parked_accounts_are_told_until_a_good_sweep(kept: Kept) -> None:
-    assert await kept.ledger.parked_accounts() == set()
-    await kept.ledger.park_account("client", "suspended", FAR, NOW)
-    assert await kept.ledger.parked_accounts() == {"client"}
-    mark = await kept.ledger.begin_sweep("client")
-    await kept.ledger.finish_sweep("client", mark, NOW, FAR, joined=True)
-    assert await kept.ledger.parked_accounts() == set()
+    assert await parked_accounts(kept.database) == set()
+    await park_account(kept.database, "client", "suspended", FAR, NOW)
+    assert await parked_accounts(kept.database) == {"client"}
+    mark = await begin_sweep(kept.database, "client")
+    await finish_sweep(kept.database, "client", mark, NOW, FAR, joined=True)
+    assert await parked_accounts(kept.database) == set()
 
 
 async def test_open_orders_not_seen_since_an_instant_are_told_within_the_scope(kept: Kept) -> None:
@@ -351,16 +365,16 @@ async def test_open_orders_are_told_with_their_next_date(kept: Kept) -> None:
     await kept.see(order("o1", "paid"), order("o2", "complete"))
     await kept.see(order("o3", "odd"), account=CLIENT)
     due = NOW + 15 * MINUTE
-    assert await kept.ledger.open_orders(EVERYTHING) == [
+    assert await open_orders(kept.database, EVERYTHING) == [
         OpenOrder("acct", "o1", "paid", due),
         OpenOrder("client", "o3", "odd", due),
     ]
     scope = OrderFilter(accounts=frozenset({"client"}))
-    assert [one.order_id for one in await kept.ledger.open_orders(scope)] == ["o3"]
+    assert [one.order_id for one in await open_orders(kept.database, scope)] == ["o3"]
 
 
 async def test_the_earliest_date_in_scope_is_told(kept: Kept) -> None:
-    assert await kept.ledger.earliest_due(EVERYTHING) is None
+    assert await earliest_due(kept.database, EVERYTHING) is None
     await kept.see(order("o1", "paid"), order("o2", "cancelled"))
-    assert await kept.ledger.earliest_due(EVERYTHING) == NOW + 15 * MINUTE
-    assert await kept.ledger.earliest_due(OrderFilter(status="cancelled")) is None
+    assert await earliest_due(kept.database, EVERYTHING) == NOW + 15 * MINUTE
+    assert await earliest_due(kept.database, OrderFilter(status="cancelled")) is None

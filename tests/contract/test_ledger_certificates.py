@@ -6,16 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from harvester.domain.orders import CertificateKind, CertificateState
-from harvester.domain.records import (
-    EVERYTHING,
-    FiledCertificate,
-    KnownOrder,
-    NewCertificate,
-    OrderFilter,
+from harvester.domain.certificates import NewCertificate
+from harvester.domain.orders import EVERYTHING, CertificateKind, CertificateState, OrderFilter
+from harvester.ledger.accounts import begin_sweep, finish_sweep, park_account
+from harvester.ledger.certificates import (
+    DueCertificate,
+    RecordedCertificate,
+    due_certificates,
+    read_certificates,
+    record_certificates,
+    recorded_certificates,
+    recorded_paths,
 )
 from tests.contract.ledger_cases import (
-    CADENCE,
+    SCHEDULE,
     CLIENT,
     DAY,
     EAGER,
@@ -47,12 +51,12 @@ async def test_a_certificate_is_owed_and_due_once_an_order_is_complete(
         await kept.see(order(status=before), at=NOW - HOUR)
         assert await kept.due_ids(FAR) == []
     await kept.see(order(status="complete"))
-    assert await kept.due() == [KnownOrder("acct", "o1", "complete", NOW - DAY, NOW, 0, 0)]
+    assert await kept.due() == [DueCertificate("acct", "o1", "complete", NOW - DAY, NOW, 0, 0)]
 
 
 @pytest.mark.parametrize("status", ["received", "placed", "paid", "cancelled", "failed", "pooled"])
 async def test_no_certificate_is_owed_in_any_other_status(kept: Kept, status: str) -> None:
-    await kept.see(order(status=status), cadence=EAGER)
+    await kept.see(order(status=status), schedule=EAGER)
     assert await state(kept) is None
     assert await kept.due_ids(FAR) == []
 
@@ -60,24 +64,24 @@ async def test_no_certificate_is_owed_in_any_other_status(kept: Kept, status: st
 async def test_a_retiring_order_owes_one_only_when_interim_ones_are_wanted(kept: Kept) -> None:
     await kept.see(order(status="retiring"))
     assert await state(kept) is None
-    await kept.see(order(status="retiring"), cadence=EAGER, at=NOW + HOUR)
+    await kept.see(order(status="retiring"), schedule=EAGER, at=NOW + HOUR)
     assert await kept.due_ids(NOW + HOUR) == ["o1"]
     await kept.see(order(status="retiring"), at=NOW + 2 * HOUR)
     assert await state(kept) is None
 
 
 async def test_an_interim_certificate_is_asked_for_once_per_look(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     (one,) = await kept.due()
     await kept.fail(one, NOW + MINUTE, spent=False)
     assert await kept.due_ids(NOW + 5 * HOUR) == []
-    await kept.see(order(status="retiring"), cadence=EAGER, at=NOW + HOUR)
+    await kept.see(order(status="retiring"), schedule=EAGER, at=NOW + HOUR)
     assert await kept.due_ids(NOW + HOUR) == ["o1"]
 
 
 async def test_an_order_that_is_cancelled_while_retiring_owes_nothing_more(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
-    await kept.see(order(status="cancelled"), cadence=EAGER, at=NOW + HOUR)
+    await kept.see(order(status="retiring"), schedule=EAGER)
+    await kept.see(order(status="cancelled"), schedule=EAGER, at=NOW + HOUR)
     assert await state(kept) is None
     assert await kept.due_ids(FAR) == []
 
@@ -102,16 +106,16 @@ async def test_due_certificates_come_the_longest_due_first_and_no_more_than_aske
         await kept.see(order(f"o{hours}", "complete"), at=NOW + hours * HOUR)
     now = NOW + DAY
     assert await kept.due_ids(now) == ["o0", "o1", "o2"]
-    first = await kept.ledger.due_certificates(now, CADENCE.horizon(now), 2)
+    first = await due_certificates(kept.database, now, SCHEDULE.horizon(now), 2)
     assert [one.id for one in first] == ["o0", "o1"]
 
 
 async def test_a_certificate_dated_beyond_the_horizon_is_due(kept: Kept) -> None:
     await kept.see(order(status="complete"))
     one = (await kept.due())[0]
-    await kept.fail(one, due=CADENCE.horizon(NOW))
+    await kept.fail(one, due=SCHEDULE.horizon(NOW))
     assert await kept.due_ids() == []
-    await kept.fail(one, due=CADENCE.horizon(NOW) + MINUTE)
+    await kept.fail(one, due=SCHEDULE.horizon(NOW) + MINUTE)
     assert await kept.due_ids() == ["o1"]
 
 
@@ -145,11 +149,11 @@ async def test_due_certificates_are_told_within_the_scope(kept: Kept) -> None:
 async def test_certificates_of_parked_accounts_are_not_due(kept: Kept) -> None:
     await kept.see(order("o1", "complete"))
     await kept.see(order("o2", "complete"), account=CLIENT)
-    await kept.ledger.park_account("acct", "suspended", FAR, NOW)
+    await park_account(kept.database, "acct", "suspended", FAR, NOW)
     assert await kept.due_ids() == ["o2"]
     assert await kept.due_ids(untried_since=NOW + DAY) == ["o2"]
-    mark = await kept.ledger.begin_sweep("acct")
-    await kept.ledger.finish_sweep("acct", mark, NOW, NOW, joined=False)
+    mark = await begin_sweep(kept.database, "acct")
+    await finish_sweep(kept.database, "acct", mark, NOW, NOW, joined=False)
     assert sorted(await kept.due_ids()) == ["o1", "o2"]
 
 
@@ -159,7 +163,7 @@ async def test_certificates_of_parked_accounts_are_not_due(kept: Kept) -> None:
 async def test_a_stored_certificate_is_told_whole_and_no_longer_owed(kept: Kept) -> None:
     await kept.see(order(status="complete"))
     await kept.file(stored())
-    assert await kept.ledger.certificates("acct", "o1") == [stored()]
+    assert await read_certificates(kept.database, "acct", "o1") == [stored()]
     row = (await kept.whole()).order
     assert (row.certificate_state, row.next_check_at, row.certificate) == (STORED, None, stored())
     assert await kept.due_ids(FAR, untried_since=FAR) == []
@@ -171,39 +175,39 @@ async def test_recording_the_same_certificate_again_changes_nothing(kept: Kept) 
     await kept.see(order(status="complete"))
     await kept.file(stored())
     await kept.file(stored(at=NOW + HOUR))
-    assert await kept.ledger.certificates("acct", "o1") == [stored()]
+    assert await read_certificates(kept.database, "acct", "o1") == [stored()]
 
 
 async def test_other_bytes_never_take_the_place_of_a_recorded_version(kept: Kept) -> None:
     await kept.see(order(status="complete"))
     await kept.file(stored())
     await kept.file(stored(kind=INTERIM, key="acct/other.pdf", sha256="b" * 64))
-    assert await kept.ledger.certificates("acct", "o1") == [stored()]
+    assert await read_certificates(kept.database, "acct", "o1") == [stored()]
 
 
 async def test_an_interim_certificate_is_followed_by_the_final_one(kept: Kept) -> None:
     interim = stored(1, INTERIM, key="acct/o1.interim.pdf")
     final = stored(2, key="acct/o1.v2.pdf", sha256="b" * 64, at=NOW + DAY)
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     await kept.file(interim)
     assert await kept.due_ids() == []
     assert set(await kept.looks(NOW + HOUR)) == {"o1"}
-    await kept.see(order(status="complete"), cadence=EAGER, at=NOW + DAY)
+    await kept.see(order(status="complete"), schedule=EAGER, at=NOW + DAY)
     (one,) = await kept.due(NOW + DAY)
     assert (one.status, one.owed_since, one.attempts) == ("complete", NOW + DAY, 0)
     await kept.file(final)
-    assert await kept.ledger.certificates("acct", "o1") == [interim, final]
+    assert await read_certificates(kept.database, "acct", "o1") == [interim, final]
     assert (await kept.whole()).order.certificate == final
     assert await kept.due_ids(FAR) == []
 
 
 async def test_an_interim_certificate_that_turns_out_final_stays_one_version(kept: Kept) -> None:
     interim = stored(1, INTERIM, key="acct/o1.interim.pdf")
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     await kept.file(interim)
-    await kept.see(order(status="complete"), cadence=EAGER, at=NOW + DAY)
+    await kept.see(order(status="complete"), schedule=EAGER, at=NOW + DAY)
     await kept.file(replace(interim, kind=FINAL, stored_at=NOW + DAY))
-    assert await kept.ledger.certificates("acct", "o1") == [replace(interim, kind=FINAL)]
+    assert await read_certificates(kept.database, "acct", "o1") == [replace(interim, kind=FINAL)]
     assert await kept.due_ids(FAR) == []
 
 
@@ -211,8 +215,8 @@ async def test_an_interim_certificate_filed_after_completion_does_not_pay_the_fi
     kept: Kept,
 ) -> None:
     # It was fetched while the order was retiring; the sweep saw completion before it was recorded.
-    await kept.see(order(status="retiring"), cadence=EAGER)
-    await kept.see(order(status="complete"), cadence=EAGER, at=NOW + HOUR)
+    await kept.see(order(status="retiring"), schedule=EAGER)
+    await kept.see(order(status="complete"), schedule=EAGER, at=NOW + HOUR)
     await kept.file(stored(1, INTERIM, key="acct/o1.interim.pdf", at=NOW + HOUR))
     assert await state(kept) == OWED
     assert await kept.due_ids(NOW + HOUR) == ["o1"]
@@ -223,7 +227,7 @@ async def test_certificates_of_two_accounts_with_one_order_id_do_not_mix(kept: K
     await kept.see(order(status="complete"), account=CLIENT)
     await kept.file(stored(key="client/o1.pdf"), account=CLIENT)
     assert [one.account_id for one in await kept.due()] == ["acct"]
-    assert await kept.ledger.certificates("acct", "o1") == []
+    assert await read_certificates(kept.database, "acct", "o1") == []
 
 
 async def test_known_files_are_told_from_others(kept: Kept) -> None:
@@ -231,8 +235,8 @@ async def test_known_files_are_told_from_others(kept: Kept) -> None:
     await kept.file(stored())
     asked = [f"acct/{number}.pdf" for number in range(2000)]
     asked += ["acct/o1.pdf", "client/o1.pdf", "o1.pdf", "acct/x/o1.pdf"]
-    assert await kept.ledger.known_files(asked) == {"acct/o1.pdf"}
-    assert await kept.ledger.known_files([]) == set()
+    assert await recorded_paths(kept.database, asked) == {"acct/o1.pdf"}
+    assert await recorded_paths(kept.database, []) == set()
 
 
 @pytest.mark.parametrize("count", [0, 1, 500, 501, 1000, 1203])
@@ -243,19 +247,19 @@ async def test_all_stored_certificates_are_told_each_once(kept: Kept, count: int
         await kept.see(*(order(f"o{n}", "complete") for n in numbers[first : first + 100]))
     filed = [NewCertificate("acct", one, stored(key=key), None) for one, key in keys.items()]
     if filed:
-        await kept.ledger.record_certificates(filed)
-    found = [one async for one in kept.ledger.stored_certificates()]
+        await record_certificates(kept.database, filed)
+    found = [one async for one in recorded_certificates(kept.database)]
     assert len(found) == count
     assert {one.order_id: one.certificate.file.key for one in found} == keys
 
 
 async def test_every_version_of_every_order_is_told(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     first = stored(1, INTERIM, key="acct/o1.interim.pdf")
     second = stored(2, key="acct/o1.v2.pdf", sha256="b" * 64)
     await kept.file(first)
     await kept.file(second)
-    assert [one async for one in kept.ledger.stored_certificates()] == [
-        FiledCertificate("acct", "o1", first, is_replaced=False),
-        FiledCertificate("acct", "o1", second, is_replaced=False),
+    assert [one async for one in recorded_certificates(kept.database)] == [
+        RecordedCertificate("acct", "o1", first, is_replaced=False),
+        RecordedCertificate("acct", "o1", second, is_replaced=False),
     ]

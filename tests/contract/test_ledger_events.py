@@ -11,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.events import Event, EventType, NewEvent, cloud_event, event_text
 from harvester.domain.orders import CertificateKind, CertificateState
+from harvester.ledger.accounts import park_account
+from harvester.ledger.certificates import reopen_certificate
 from harvester.ledger.events import read_events, write_events
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, DAY, EAGER, FAR, NOW, Kept, order, stored
 
@@ -83,9 +85,9 @@ async def test_a_stored_certificate_is_told_once_however_often_it_is_recorded(ke
 
 
 async def test_a_certificate_that_turns_out_final_is_told_again(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     await kept.file(stored(kind=INTERIM))
-    await kept.see(order(status="complete"), cadence=EAGER)
+    await kept.see(order(status="complete"), schedule=EAGER)
     await kept.file(stored(kind=FINAL))
     events = await told(kept, about="certificate")
     assert shown(events, "version", "kind") == [
@@ -95,9 +97,9 @@ async def test_a_certificate_that_turns_out_final_is_told_again(kept: Kept) -> N
 
 
 async def test_only_a_final_certificate_is_superseded_by_a_later_one(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     await kept.file(stored(kind=INTERIM))
-    await kept.see(order(status="complete"), cadence=EAGER)
+    await kept.see(order(status="complete"), schedule=EAGER)
     await kept.file(stored(2, key="acct/o1.v2.pdf", sha256="b" * 64))
     assert shown(await told(kept, about="certificate"), "version") == [
         ("certificate.stored", 1),
@@ -126,7 +128,7 @@ async def test_bytes_that_are_not_recorded_under_a_version_are_not_told(kept: Ke
 async def test_a_lost_file_that_was_had_again_is_told(kept: Kept) -> None:
     await kept.see(order(status="complete"))
     await kept.file(stored())
-    await kept.ledger.reopen_certificate("acct", "o1", 1, NOW)
+    await reopen_certificate(kept.database, "acct", "o1", 1, NOW)
     await kept.file(stored())
     assert len(await told(kept, about="certificate.stored")) == 2
 
@@ -136,7 +138,7 @@ async def test_a_later_version_supersedes_once_even_if_its_file_was_lost(kept: K
     await kept.file(stored())
     later = stored(2, key="acct/o1.v2.pdf", sha256="b" * 64)
     await kept.file(later)
-    await kept.ledger.reopen_certificate("acct", "o1", 2, NOW)
+    await reopen_certificate(kept.database, "acct", "o1", 2, NOW)
     await kept.file(later)
     assert len(await told(kept, about="certificate.superseded")) == 1
 
@@ -159,7 +161,7 @@ async def test_a_certificate_fails_once_until_it_was_had(kept: Kept) -> None:
 
 async def test_an_account_that_stays_parked_is_told_once(kept: Kept) -> None:
     for number in range(2):
-        await kept.ledger.park_account("acct", "suspended", FAR, NOW + number * DAY)
+        await park_account(kept.database, "acct", "suspended", FAR, NOW + number * DAY)
     (event,) = await told(kept)
     assert (event.type, event.account_id, event.order_id) == ("account.parked", "acct", None)
     assert event.data["reason"] == "suspended"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from harvester.domain.orders import CertificateState
-from harvester.ledger.statistics import OTHER, measure
+from harvester.ledger.accounts import park_account
+from harvester.ledger.statistics import measure
+from harvester.web.metrics import OTHER
 from tests.contract.ledger_cases import CLIENT, DAY, FAR, HOUR, NOW, Kept, order, stored
 
 
@@ -26,7 +28,7 @@ async def test_orders_are_counted_by_status_and_certificate_and_the_longest_stay
     await kept.file(stored(), "o1")
     late = next(one for one in await kept.due(FAR) if one.id == "o3")
     await kept.fail(late, state=CertificateState.FAILED)
-    await kept.ledger.park_account("client", "suspended", FAR, NOW)
+    await park_account(kept.database, "client", "suspended", FAR, NOW)
 
     figures = await measure(kept.database, NOW + DAY)
     counted = {status: count for status, count in figures.by_status.items() if count}

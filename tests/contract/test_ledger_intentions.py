@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from harvester.domain.purchases import BundleShare, Purchase, by_estimate, by_mass, by_value
-from harvester.domain.records import Intention
+from harvester.ledger.purchases import (
+    RecordedPurchase,
+    record_purchase,
+    settle_purchase,
+    unsettled_purchases,
+)
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, DAY, HOUR, NOW, Kept
 
 KILO = by_mass("259.110", "kg", metadata={"customer": "Zoë\n'; --"})
@@ -16,22 +21,22 @@ KILO = by_mass("259.110", "kg", metadata={"customer": "Zoë\n'; --"})
 
 async def intend(kept: Kept, key: str = "K", purchase: Purchase = KILO, **more: Any) -> Any:
     at, account = more.get("at", NOW), more.get("account", ACCOUNT)
-    return await kept.ledger.record_intention(account.id, key, purchase, at)
+    return await record_purchase(kept.database, account.id, key, purchase, at)
 
 
 async def settle(kept: Kept, key: str = "K", **more: Any) -> None:
-    await kept.ledger.settle_intention(ACCOUNT.id, key, more.pop("at", NOW + HOUR), **more)
+    await settle_purchase(kept.database, ACCOUNT.id, key, more.pop("at", NOW + HOUR), **more)
 
 
 async def unsettled(kept: Kept) -> list[tuple[str, str]]:
-    found = await kept.ledger.unsettled_intentions()
+    found = await unsettled_purchases(kept.database)
     return [(one.account_id, one.idempotency_key) for one in found]
 
 
 async def test_a_new_intention_is_written_down_and_unsettled(kept: Kept) -> None:
     assert await intend(kept) is None
-    (one,) = await kept.ledger.unsettled_intentions()
-    assert one == Intention("acct", "K", KILO, NOW, None, None)
+    (one,) = await unsettled_purchases(kept.database)
+    assert one == RecordedPurchase("acct", "K", KILO, NOW, None, None)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +52,15 @@ async def test_what_was_to_be_bought_is_given_back_as_it_was(
     kept: Kept, purchase: Purchase
 ) -> None:
     await intend(kept, purchase=purchase)
-    (one,) = await kept.ledger.unsettled_intentions()
+    (one,) = await unsettled_purchases(kept.database)
     assert one.purchase == purchase
 
 
 async def test_a_key_used_before_gives_what_was_written_then_which_stays(kept: Kept) -> None:
     await intend(kept)
     again = await intend(kept, purchase=by_value("5"), at=NOW + HOUR)
-    assert again == Intention("acct", "K", KILO, NOW, None, None)
-    (one,) = await kept.ledger.unsettled_intentions()
+    assert again == RecordedPurchase("acct", "K", KILO, NOW, None, None)
+    (one,) = await unsettled_purchases(kept.database)
     assert one == again
 
 
@@ -74,8 +79,8 @@ async def test_a_refused_intention_is_settled_and_its_key_is_free_again(kept: Ke
     assert await unsettled(kept) == []
     other = by_value("5")
     assert await intend(kept, purchase=other, at=NOW + DAY) is None
-    (one,) = await kept.ledger.unsettled_intentions()
-    assert one == Intention("acct", "K", other, NOW + DAY, None, None)
+    (one,) = await unsettled_purchases(kept.database)
+    assert one == RecordedPurchase("acct", "K", other, NOW + DAY, None, None)
 
 
 async def test_a_refusal_after_the_order_is_known_changes_nothing(kept: Kept) -> None:

@@ -6,10 +6,10 @@ from datetime import datetime
 
 import pytest
 
-from harvester.domain.deliveries import Failure, Pending, Pruned, Settlement
+from harvester.domain.deliveries import Pending, Settlement
 from harvester.domain.events import EventFilter
 from harvester.ledger.events import read_events
-from harvester.ledger.outbox import SqlOutbox, list_events
+from harvester.ledger.outbox import FailedAttempt, Pruned, SqlOutbox, list_events
 from tests.contract.ledger_cases import CLIENT, DAY, MINUTE, NOW, Kept, order
 
 ANY = EventFilter()
@@ -40,8 +40,8 @@ async def happen(kept: Kept, *order_ids: str) -> None:
         await kept.see(order(order_id))
 
 
-def failed(attempts: int = 1, at: datetime = NOW + MINUTE) -> Failure:
-    return Failure(attempts, at, "status 500")
+def failed(attempts: int = 1, at: datetime = NOW + MINUTE) -> FailedAttempt:
+    return FailedAttempt(attempts, at, "status 500")
 
 
 async def test_a_new_receiver_is_told_what_happens_from_now_on(kept: Kept) -> None:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from harvester.domain.orders import Order, OrderPage, Source
-from harvester.domain.records import DueLook, Recorded
-from harvester.domain.schedule import Stay
-from tests.contract.ledger_cases import ACCOUNT, CADENCE, CLIENT, HOUR, MINUTE, NOW, Kept, order
+from harvester.domain.schedule import StatusDuration
+from harvester.ledger.accounts import begin_sweep
+from harvester.ledger.orders import Recorded, record_orders
+from harvester.ledger.schedule import (
+    DueCheck,
+    newest_positions,
+    order_above,
+    set_positions,
+    status_durations,
+)
+from tests.contract.ledger_cases import ACCOUNT, SCHEDULE, CLIENT, HOUR, MINUTE, NOW, Kept, order
 
 
 def listing(first: int, last: int) -> list[Order]:
@@ -14,9 +22,9 @@ def listing(first: int, last: int) -> list[Order]:
 
 
 async def sweep_page(kept: Kept, *page: Order, place: int | None = None) -> Recorded:
-    mark = await kept.ledger.begin_sweep("acct")
-    return await kept.ledger.record_orders(
-        ACCOUNT, OrderPage(page, (), None), Source.SWEEP, NOW, CADENCE, mark, place
+    mark = await begin_sweep(kept.database, "acct")
+    return await record_orders(
+        kept.database, ACCOUNT, OrderPage(page, (), None), Source.SWEEP, NOW, SCHEDULE, mark, place
     )
 
 
@@ -29,7 +37,7 @@ async def test_the_first_page_ever_gives_places_and_the_next_goes_on_below(kept:
     assert first.place == 0
     await sweep_page(kept, *listing(3, 5), place=first.place - 3)
     assert await places(kept) == {"o0": 0, "o1": -1, "o2": -2, "o3": -3, "o4": -4}
-    assert await kept.ledger.newest_places(["acct", "client"]) == {"acct": 0}
+    assert await newest_positions(kept.database, ["acct", "client"]) == {"acct": 0}
 
 
 async def test_new_orders_get_places_above_the_known_ones_on_their_page(kept: Kept) -> None:
@@ -44,7 +52,7 @@ async def test_a_page_without_known_orders_has_no_place_until_it_is_given(kept: 
     alone = await sweep_page(kept, *listing(0, 2))
     assert alone.place is None
     assert (await places(kept))["o0"] is None
-    await kept.ledger.place_orders("acct", ["o0", "o1", "o3"], 3)
+    await set_positions(kept.database, "acct", ["o0", "o1", "o3"], 3)
     assert await places(kept) == {"o0": 3, "o1": 2, "o3": 0, "o4": -1}
 
 
@@ -59,19 +67,19 @@ async def test_an_order_found_by_itself_gets_its_place_when_a_page_shows_it(kept
 async def test_the_order_above_is_the_next_newer_one(kept: Kept) -> None:
     await sweep_page(kept, *listing(0, 3))
     await kept.see(*listing(0, 3)[:1], account=CLIENT)
-    assert await kept.ledger.order_above("acct", "o2") == DueLook("o1", -1)
-    assert await kept.ledger.order_above("acct", "o0") is None
-    assert await kept.ledger.order_above("acct", "never") is None
+    assert await order_above(kept.database, "acct", "o2") == DueCheck("o1", -1)
+    assert await order_above(kept.database, "acct", "o0") is None
+    assert await order_above(kept.database, "acct", "never") is None
 
 
 async def test_the_newest_place_is_the_highest_at_the_top_of_each_listing(kept: Kept) -> None:
     await sweep_page(kept, *listing(1, 12))
     await kept.see(*listing(0, 1), source=Source.TRACK)  # no page has shown it yet
     await kept.see(*listing(0, 3), account=CLIENT)
-    assert await kept.ledger.newest_places(["acct", "client", "nobody"]) == {"acct": 0}
+    assert await newest_positions(kept.database, ["acct", "client", "nobody"]) == {"acct": 0}
     await sweep_page(kept, *listing(0, 4))
-    assert await kept.ledger.newest_places(["acct"]) == {"acct": 1}
-    assert await kept.ledger.newest_places([]) == {}
+    assert await newest_positions(kept.database, ["acct"]) == {"acct": 1}
+    assert await newest_positions(kept.database, []) == {}
 
 
 async def test_neighbours_whose_dates_contradict_the_listing_do_not_lower_its_top(
@@ -79,15 +87,15 @@ async def test_neighbours_whose_dates_contradict_the_listing_do_not_lower_its_to
 ) -> None:
     older, newer = listing(0, 2)[::-1]
     await sweep_page(kept, older, newer, *listing(2, 9))
-    assert await kept.ledger.newest_places(["acct"]) == {"acct": 0}
+    assert await newest_positions(kept.database, ["acct"]) == {"acct": 0}
 
 
 async def test_recent_stays_are_told_but_for_those_nobody_saw_begin(kept: Kept) -> None:
     for hours, status in enumerate(("placed", "paid", "retiring")):
         await kept.see(order("o1", status), at=NOW + hours * HOUR)
     await kept.see(order("o2", "paid"), order("o3", "complete"), at=NOW)
-    assert await kept.ledger.recent_stays(10, NOW + 4 * HOUR) == [
-        Stay("paid", 3600.0, left=True),
-        Stay("retiring", 7200.0, left=False),
+    assert await status_durations(kept.database, 10, NOW + 4 * HOUR) == [
+        StatusDuration("paid", 3600.0, left=True),
+        StatusDuration("retiring", 7200.0, left=False),
     ]
-    assert len(await kept.ledger.recent_stays(1, NOW + 4 * HOUR)) == 2
+    assert len(await status_durations(kept.database, 1, NOW + 4 * HOUR)) == 2

@@ -6,8 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from harvester.domain.orders import CertificateKind, CertificateState, SetAside
-from harvester.domain.records import EVERYTHING, OrderFilter
+from harvester.domain.orders import (
+    EVERYTHING,
+    CertificateKind,
+    CertificateState,
+    OrderFilter,
+    RejectedOrder,
+)
+from harvester.ledger.accounts import park_account, postpone_sweep
 from harvester.ledger.queries import find_orders, stream_orders, summarise
 from tests.contract.ledger_cases import CLIENT, DAY, EAGER, HOUR, NOW, Kept, order, stored
 
@@ -133,7 +139,7 @@ async def test_an_order_is_found_by_its_id_or_its_key_in_any_account(kept: Kept)
 
 
 async def test_an_order_is_told_with_its_chain_versions_anomalies_and_document(kept: Kept) -> None:
-    await kept.see(order(status="retiring", email_free="yes"), cadence=EAGER)
+    await kept.see(order(status="retiring", email_free="yes"), schedule=EAGER)
     await kept.see(order(status="paid"), at=NOW + HOUR)
     await kept.see(order(status="complete", projects=[{"status": "retired"}]), at=NOW + 2 * HOUR)
     interim, final = stored(1, CertificateKind.INTERIM), stored(2, key="acct/o1.v2.pdf")
@@ -153,22 +159,24 @@ async def test_an_order_is_told_with_its_chain_versions_anomalies_and_document(k
 async def test_the_state_of_an_empty_ledger_is_empty(kept: Kept) -> None:
     state = await summarise(kept.database, NOW)
     assert (state.by_status, state.by_certificate, len(state.anomalies)) == ({}, {}, 0)
-    assert (list(state.set_aside), state.overdue, state.next_wake_at) == ([], 0, NOW)
+    assert (list(state.rejected), state.overdue, state.next_wake_at) == ([], 0, NOW)
     assert [account.id for account in state.accounts] == ["acct", "client"]
 
 
 async def test_the_state_of_things_counts_what_there_is_and_what_is_due(kept: Kept) -> None:
     await kept.see(order("o1", "paid"), order("o2", "complete"), order("o3", "complete"))
     await kept.see(order("o1", "pooled"), account=CLIENT)
-    await kept.see(order("o1", "placed"), at=NOW + HOUR, set_aside=[SetAside("o9", "why", "{}")])
+    await kept.see(
+        order("o1", "placed"), at=NOW + HOUR, rejected=[RejectedOrder("o9", "why", "{}")]
+    )
     await kept.file(stored(key="acct/o3.pdf"), "o3")
     for account in ("acct", "client"):
-        await kept.ledger.postpone_sweep(account, NOW + DAY)
+        await postpone_sweep(kept.database, account, NOW + DAY)
     state = await summarise(kept.database, NOW + HOUR / 2)
     assert state.by_status == {"paid": 1, "complete": 2, "pooled": 1}
     assert state.by_certificate == {"none": 2, "owed": 1, "stored": 1}
     assert len(state.anomalies) == 2
-    assert [odd.reference for odd in state.set_aside] == ["o9"]
+    assert [odd.reference for odd in state.rejected] == ["o9"]
     assert state.overdue == 2  # the owed certificate, and the client's order
     assert state.next_wake_at == NOW
 
@@ -176,7 +184,7 @@ async def test_the_state_of_things_counts_what_there_is_and_what_is_due(kept: Ke
 @pytest.mark.parametrize("reason", [None, "suspended"])
 async def test_the_state_of_things_tells_who_is_parked(kept: Kept, reason: str | None) -> None:
     if reason is not None:
-        await kept.ledger.park_account("client", reason, NOW + DAY, NOW)
+        await park_account(kept.database, "client", reason, NOW + DAY, NOW)
     accounts = {account.id: account for account in (await summarise(kept.database, NOW)).accounts}
     assert accounts["client"].parked_reason == reason
     assert accounts["acct"].parked_reason is None

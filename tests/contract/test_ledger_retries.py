@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from harvester.domain.orders import CertificateKind, CertificateState
-from harvester.domain.records import EVERYTHING, OrderFilter
+from harvester.domain.orders import EVERYTHING, CertificateKind, CertificateState, OrderFilter
+from harvester.ledger.certificates import (
+    missing_certificates,
+    read_certificates,
+    reopen_certificate,
+    retry_certificates,
+)
 from tests.contract.ledger_cases import CLIENT, EAGER, FAR, HOUR, MINUTE, NOW, Kept, order, stored
 
 STORED, FAILED = CertificateState.STORED, CertificateState.FAILED
@@ -19,7 +24,7 @@ async def test_a_failure_is_recorded_with_its_reason_date_and_attempt(
     (one,) = await kept.due()
     await kept.fail(one, state=FAILED, reason="not a PDF", due=NOW + HOUR, spent=spent)
     assert await kept.due_ids(NOW + 59 * MINUTE) == []
-    (missing,) = await kept.ledger.missing_certificates(EVERYTHING)
+    (missing,) = await missing_certificates(kept.database, EVERYTHING)
     assert (missing.account_id, missing.order_id, missing.state) == ("acct", "o1", FAILED)
     assert (missing.reason, missing.attempts) == ("not a PDF", attempts)
     assert missing.next_try_at == NOW + HOUR
@@ -29,9 +34,9 @@ async def test_a_failure_is_recorded_with_its_reason_date_and_attempt(
 
 
 async def test_a_failure_of_an_order_that_completed_meanwhile_is_dropped(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     (one,) = await kept.due()
-    await kept.see(order(status="complete"), cadence=EAGER, at=NOW + HOUR)
+    await kept.see(order(status="complete"), schedule=EAGER, at=NOW + HOUR)
     await kept.fail(one, NOW + HOUR, state=FAILED, due=FAR)
     (still,) = await kept.due(NOW + HOUR)
     assert (still.status, still.attempts) == ("complete", 0)
@@ -51,7 +56,7 @@ async def test_a_stored_certificate_has_no_reason_left(kept: Kept) -> None:
     await kept.fail((await kept.due())[0], state=FAILED, reason="not a PDF", due=NOW)
     await kept.file(stored())
     assert (await kept.whole()).order.failure_reason is None
-    assert await kept.ledger.missing_certificates(EVERYTHING) == []
+    assert await missing_certificates(kept.database, EVERYTHING) == []
 
 
 @pytest.mark.parametrize("ids", [None, ["o1", "o2", "o3", "never"]])
@@ -63,7 +68,7 @@ async def test_retrying_makes_missing_certificates_due_now_and_leaves_the_rest(
     await kept.fail(o1, state=FAILED, due=NOW + 5 * HOUR)
     await kept.file(stored(key="acct/o2.pdf"), o2.id)
     looks = (await kept.whole("o3")).order.next_check_at
-    assert await kept.ledger.retry_certificates(NOW + HOUR, ids) == [("acct", "o1")]
+    assert await retry_certificates(kept.database, NOW + HOUR, ids) == [("acct", "o1")]
     (one,) = await kept.due(NOW + HOUR)
     assert (one.id, one.attempts) == ("o1", 0)
     assert (await kept.whole("o3")).order.next_check_at == looks
@@ -73,17 +78,17 @@ async def test_retrying_only_some_leaves_the_others_at_their_dates(kept: Kept) -
     await kept.see(order("o1", "complete"), order("o2", "complete"))
     for one in await kept.due():
         await kept.fail(one, due=NOW + 5 * HOUR)
-    assert await kept.ledger.retry_certificates(NOW, ["o2"]) == [("acct", "o2")]
-    assert await kept.ledger.retry_certificates(NOW, []) == []
+    assert await retry_certificates(kept.database, NOW, ["o2"]) == [("acct", "o2")]
+    assert await retry_certificates(kept.database, NOW, []) == []
     assert await kept.due_ids() == ["o2"]
 
 
 async def test_retrying_an_interim_certificate_keeps_the_orders_look(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     look = (await kept.whole()).order.next_check_at
     await kept.fail((await kept.due())[0], NOW + MINUTE)
     assert await kept.due_ids(NOW + MINUTE) == []
-    assert await kept.ledger.retry_certificates(NOW + MINUTE, None) == [("acct", "o1")]
+    assert await retry_certificates(kept.database, NOW + MINUTE, None) == [("acct", "o1")]
     assert await kept.due_ids(NOW + MINUTE) == ["o1"]
     assert (await kept.whole()).order.next_check_at == look
 
@@ -93,26 +98,26 @@ async def test_a_certificate_whose_file_is_gone_is_owed_anew_and_its_versions_ke
 ) -> None:
     await kept.see(order(status="complete"))
     await kept.file(stored())
-    await kept.ledger.reopen_certificate("acct", "o1", 1, NOW + HOUR)
+    await reopen_certificate(kept.database, "acct", "o1", 1, NOW + HOUR)
     (one,) = await kept.due(NOW + HOUR)
     assert (one.owed_since, one.attempts) == (NOW + HOUR, 0)
-    assert await kept.ledger.certificates("acct", "o1") == [stored()]
+    assert await read_certificates(kept.database, "acct", "o1") == [stored()]
     await kept.file(stored(at=NOW + 2 * HOUR))
     assert await kept.due_ids(FAR) == []
 
 
 async def test_reopening_an_interim_certificate_keeps_the_orders_look(kept: Kept) -> None:
-    await kept.see(order(status="retiring"), cadence=EAGER)
+    await kept.see(order(status="retiring"), schedule=EAGER)
     look = (await kept.whole()).order.next_check_at
     await kept.file(stored(1, CertificateKind.INTERIM, at=NOW + MINUTE))
-    await kept.ledger.reopen_certificate("acct", "o1", 1, NOW + HOUR)
+    await reopen_certificate(kept.database, "acct", "o1", 1, NOW + HOUR)
     assert await kept.due_ids(NOW + HOUR) == ["o1"]
     assert (await kept.whole()).order.next_check_at == look
 
 
 async def test_missing_certificates_are_those_of_complete_orders_in_scope(kept: Kept) -> None:
     await kept.see(order("o1", "complete"), order("o2", "complete"), order("o3", "paid"))
-    await kept.see(order("o4", "retiring"), cadence=EAGER)
+    await kept.see(order("o4", "retiring"), schedule=EAGER)
     await kept.see(order("o5", "complete"), account=CLIENT)
     await kept.file(stored(key="acct/o2.pdf"), "o2")
     missing, count = kept.ledger.missing_certificates, kept.ledger.count_missing_certificates

@@ -9,12 +9,22 @@ from datetime import datetime
 
 import pytest
 
-from harvester.domain.orders import SetAside, Source
-from harvester.domain.records import SweepMark
+from harvester.domain.orders import RejectedOrder, Source
+from harvester.ledger.accounts import (
+    SweepMark,
+    begin_sweep,
+    due_accounts,
+    finish_sweep,
+    park_account,
+    postpone_sweep,
+    read_accounts,
+    record_accounts,
+    recorded_modes,
+)
 from harvester.ledger.queries import stream_orders
 from tests.contract.ledger_cases import (
     ACCOUNT,
-    CADENCE,
+    SCHEDULE,
     CLIENT,
     DAY,
     FAR,
@@ -27,14 +37,14 @@ from tests.contract.ledger_cases import (
 
 
 async def due_accounts(kept: Kept, now: datetime = NOW) -> set[str]:
-    return await kept.ledger.due_accounts(now, CADENCE.horizon(now))
+    return await due_accounts(kept.database, now, SCHEDULE.horizon(now))
 
 
 async def swept(kept: Kept, *ids: str, joined: bool = True) -> bool:
     """Sweep a listing of one page; return whether it was old ground."""
-    mark = await kept.ledger.begin_sweep("acct")
+    mark = await begin_sweep(kept.database, "acct")
     recorded = await kept.see(*map(order, ids), sweep=mark)
-    await kept.ledger.finish_sweep("acct", mark, NOW, NOW, joined=joined)
+    await finish_sweep(kept.database, "acct", mark, NOW, NOW, joined=joined)
     return recorded.old
 
 
@@ -43,73 +53,75 @@ async def swept(kept: Kept, *ids: str, joined: bool = True) -> bool:
 
 async def test_accounts_are_recorded_once_and_told_the_default_one_first(kept: Kept) -> None:
     early = replace(CLIENT, id="aaa")
-    await kept.ledger.record_accounts([early, CLIENT, ACCOUNT], NOW)
-    await kept.ledger.record_accounts([], NOW)
-    assert await kept.ledger.accounts() == [ACCOUNT, early, CLIENT]
-    assert await kept.ledger.accounts(["client", "never"]) == [CLIENT]
-    assert await kept.ledger.accounts([]) == []
+    await record_accounts(kept.database, [early, CLIENT, ACCOUNT], NOW)
+    await record_accounts(kept.database, [], NOW)
+    assert await read_accounts(kept.database) == [ACCOUNT, early, CLIENT]
+    assert await read_accounts(kept.database, ["client", "never"]) == [CLIENT]
+    assert await read_accounts(kept.database, []) == []
 
 
 async def test_an_account_served_anew_is_refreshed_and_keeps_its_sweeps(kept: Kept) -> None:
     await swept(kept, "o1")
-    await kept.ledger.postpone_sweep("acct", FAR)
+    await postpone_sweep(kept.database, "acct", FAR)
     renamed = replace(ACCOUNT, name="New", beneficiary=None, currency=None)
-    await kept.ledger.record_accounts([renamed], NOW + HOUR)
-    assert await kept.ledger.accounts(["acct"]) == [renamed]
-    assert await kept.ledger.begin_sweep("acct") == SweepMark(number=2, joined=1)
-    assert "acct" not in await kept.ledger.due_accounts(NOW + HOUR, FAR)
+    await record_accounts(kept.database, [renamed], NOW + HOUR)
+    assert await read_accounts(kept.database, ["acct"]) == [renamed]
+    assert await begin_sweep(kept.database, "acct") == SweepMark(number=2, joined=1)
+    assert "acct" not in await due_accounts(kept.database, NOW + HOUR, FAR)
 
 
 async def test_the_modes_of_all_accounts_are_told(kept: Kept) -> None:
-    assert await kept.ledger.modes() == {"live"}
-    await kept.ledger.record_accounts([replace(CLIENT, id="other", mode="test")], NOW)
-    assert await kept.ledger.modes() == {"live", "test"}
+    assert await recorded_modes(kept.database) == {"live"}
+    await record_accounts(kept.database, [replace(CLIENT, id="other", mode="test")], NOW)
+    assert await recorded_modes(kept.database) == {"live", "test"}
 
 
 async def test_a_new_account_is_due_at_once_and_a_swept_one_at_its_date(kept: Kept) -> None:
     assert await due_accounts(kept) == {"acct", "client"}
-    mark = await kept.ledger.begin_sweep("acct")
-    await kept.ledger.finish_sweep("acct", mark, NOW, NOW + 15 * MINUTE, joined=True)
+    mark = await begin_sweep(kept.database, "acct")
+    await finish_sweep(kept.database, "acct", mark, NOW, NOW + 15 * MINUTE, joined=True)
     assert await due_accounts(kept) == {"client"}
     assert await due_accounts(kept, NOW + 15 * MINUTE) == {"acct", "client"}
 
 
 async def test_a_sweep_that_was_begun_and_not_finished_leaves_the_account_due(kept: Kept) -> None:
-    await kept.ledger.begin_sweep("acct")
+    await begin_sweep(kept.database, "acct")
     assert "acct" in await due_accounts(kept)
 
 
 async def test_a_sweep_dated_beyond_the_horizon_is_due(kept: Kept) -> None:
-    await kept.ledger.postpone_sweep("acct", CADENCE.horizon(NOW))
+    await postpone_sweep(kept.database, "acct", SCHEDULE.horizon(NOW))
     assert await due_accounts(kept) == {"client"}
-    await kept.ledger.postpone_sweep("acct", CADENCE.horizon(NOW) + MINUTE)
+    await postpone_sweep(kept.database, "acct", SCHEDULE.horizon(NOW) + MINUTE)
     assert await due_accounts(kept) == {"acct", "client"}
 
 
 async def test_a_parked_account_is_left_alone_until_its_time_and_lifted_by_a_good_sweep(
     kept: Kept,
 ) -> None:
-    assert await kept.ledger.park_account("acct", "suspended", NOW + HOUR, NOW) is True
+    assert await park_account(kept.database, "acct", "suspended", NOW + HOUR, NOW) is True
     assert await due_accounts(kept) == {"client"}
     assert await due_accounts(kept, NOW + HOUR) == {"acct", "client"}
-    assert await kept.ledger.park_account("acct", "still suspended", NOW + 2 * HOUR, NOW) is False
+    assert (
+        await park_account(kept.database, "acct", "still suspended", NOW + 2 * HOUR, NOW) is False
+    )
     assert await due_accounts(kept, NOW + HOUR) == {"client"}
     await swept(kept, "o1")
-    assert await kept.ledger.park_account("acct", "again", NOW + HOUR, NOW) is True
+    assert await park_account(kept.database, "acct", "again", NOW + HOUR, NOW) is True
 
 
 async def test_sweeps_are_numbered_for_each_account_of_its_own(kept: Kept) -> None:
-    marks = [await kept.ledger.begin_sweep("acct") for _ in range(3)]
+    marks = [await begin_sweep(kept.database, "acct") for _ in range(3)]
     assert [mark.number for mark in marks] == [1, 2, 3]
-    assert (await kept.ledger.begin_sweep("client")).number == 1
+    assert (await begin_sweep(kept.database, "client")).number == 1
 
 
 async def test_a_sweep_counts_as_joined_only_when_it_says_so(kept: Kept) -> None:
     await swept(kept, "o1", joined=False)
-    assert await kept.ledger.begin_sweep("acct") == SweepMark(number=2, joined=0)
+    assert await begin_sweep(kept.database, "acct") == SweepMark(number=2, joined=0)
     await swept(kept, "o1", joined=True)
     await swept(kept, "o1", joined=False)
-    assert await kept.ledger.begin_sweep("acct") == SweepMark(number=5, joined=3)
+    assert await begin_sweep(kept.database, "acct") == SweepMark(number=5, joined=3)
 
 
 # Old ground: what a page has to hold for a sweep to end there.
@@ -135,13 +147,13 @@ async def test_one_new_order_on_a_page_makes_it_new_ground(kept: Kept) -> None:
 
 async def test_old_ground_that_moved_is_still_old_ground(kept: Kept) -> None:
     await swept(kept, "o1")
-    mark = await kept.ledger.begin_sweep("acct")
+    mark = await begin_sweep(kept.database, "acct")
     assert (await kept.see(order("o1", "paid"), sweep=mark)).old is True
 
 
 async def test_orders_of_an_interrupted_sweep_are_not_old_ground(kept: Kept) -> None:
     await swept(kept, "o1")
-    interrupted = await kept.ledger.begin_sweep("acct")
+    interrupted = await begin_sweep(kept.database, "acct")
     await kept.see(order("o9"), sweep=interrupted)
     assert await swept(kept, "o9", joined=False) is False
     assert await swept(kept, "o9", "o5", "o1") is False
@@ -166,25 +178,25 @@ async def test_an_order_tracked_while_a_sweep_runs_is_not_old_ground_for_the_nex
     kept: Kept,
 ) -> None:
     await swept(kept, "o1")
-    running = await kept.ledger.begin_sweep("acct")
+    running = await begin_sweep(kept.database, "acct")
     await kept.see(order("o9"), source=Source.TRACK)
-    await kept.ledger.finish_sweep("acct", running, NOW, NOW, joined=True)
+    await finish_sweep(kept.database, "acct", running, NOW, NOW, joined=True)
     assert await swept(kept, "o9") is False
 
 
 async def test_an_order_known_from_another_account_is_not_old_ground(kept: Kept) -> None:
     await swept(kept, "o1")
-    mark = await kept.ledger.begin_sweep("client")
+    mark = await begin_sweep(kept.database, "client")
     await kept.see(order("o2"), account=CLIENT, sweep=mark)
-    await kept.ledger.finish_sweep("client", mark, NOW, NOW, joined=True)
+    await finish_sweep(kept.database, "client", mark, NOW, NOW, joined=True)
     assert await swept(kept, "o2") is False
 
 
 async def test_a_page_on_which_nothing_could_be_read_is_not_old_ground(kept: Kept) -> None:
     await swept(kept, "o1")
-    mark = await kept.ledger.begin_sweep("acct")
-    unreadable = [SetAside(f"o{number}", "a reason", "{}") for number in (7, 8, 9)]
-    assert (await kept.see(set_aside=unreadable, sweep=mark)).old is False
+    mark = await begin_sweep(kept.database, "acct")
+    unreadable = [RejectedOrder(f"o{number}", "a reason", "{}") for number in (7, 8, 9)]
+    assert (await kept.see(rejected=unreadable, sweep=mark)).old is False
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -206,19 +218,19 @@ async def test_a_sweep_that_ends_on_old_ground_has_missed_nothing(kept: Kept, se
 
 async def sweep_down(kept: Kept, listing: Sequence[str], breaks_off_after: int) -> bool:
     """Read pages of three until one is old ground; return whether it came that far."""
-    mark = await kept.ledger.begin_sweep("acct")
+    mark = await begin_sweep(kept.database, "acct")
     for page in range(breaks_off_after):
         ids = listing[page * 3 : page * 3 + 3]
         recorded = await kept.see(*map(order, ids), sweep=mark)
         if not ids or (mark.joined and recorded.old):
-            await kept.ledger.finish_sweep("acct", mark, NOW, NOW, joined=True)
+            await finish_sweep(kept.database, "acct", mark, NOW, NOW, joined=True)
             return True
     return False
 
 
 async def test_a_clock_that_steps_back_does_not_make_new_orders_look_known(kept: Kept) -> None:
     await swept(kept, "o1")
-    mark = await kept.ledger.begin_sweep("acct")
+    mark = await begin_sweep(kept.database, "acct")
     assert (await kept.see(order("o2"), at=NOW - 900 * DAY, sweep=mark)).old is False
-    again = await kept.ledger.begin_sweep("acct")
+    again = await begin_sweep(kept.database, "acct")
     assert (await kept.see(order("o2"), at=NOW - 900 * DAY, sweep=again)).old is False

@@ -129,12 +129,12 @@ async def _drain(scene: Scene) -> int:
         raise BrokenError(f"a drain without faults left {report.unfinished}")
     if left := [path.name for path in scene.home.ledger.parent.glob(".*.part*")]:
         raise BrokenError(f"half-made copies stay beside the ledger: {left}")
-    filed = report.collected.filed + report.collected.adopted
+    filed = report.collected.stored + report.collected.recovered
     return report.swept.new + report.swept.changed + filed
 
 
 async def _upgrade(scene: Scene) -> int:
-    left = int(migrate.current(scene.home.ledger) != migrate.HEAD)
+    left = int(migrate.current(scene.home.ledger) != migrate.head())
     return left + await _drain(scene)
 
 

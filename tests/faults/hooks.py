@@ -15,10 +15,12 @@ from typing import Any
 
 import aiohttp
 
-from harvester.app import Harvest, now
-from harvester.domain.records import EVERYTHING
+from harvester.app import App
+from harvester.context import utc_now
+from harvester.domain.orders import EVERYTHING
+from harvester.runtime.drain import Drain
 from harvester.web.listener import listener_app, serve_listener
-from harvester.web.lune_webhook import Receiver
+from harvester.web.lune_webhook import LuneWebhooks
 from harvester.web.problems import faults_as_problems
 from tests import canaries
 from tests.faults.scene import Scene
@@ -74,8 +76,8 @@ def body_of(*events: object) -> bytes:
 class Desk:
     """A running listener: ``post`` signs and sends, ``woken`` counts the calls for a look."""
 
-    harvest: Harvest
-    receiver: Receiver
+    harvest: App
+    receiver: LuneWebhooks
     session: aiohttp.ClientSession
     account_id: str
     port: int
@@ -130,13 +132,15 @@ async def desk(
     """Drain once, then take webhooks while inside."""
     known = tuple(secrets)
     async with scene.open() as harvest:
-        await harvest.drain().run(EVERYTHING, None)
+        await Drain(harvest).run(EVERYTHING, None)
         made: list[Desk] = []
 
         def heed() -> None:
             made[0].woken += 1
 
-        receiver = Receiver(harvest.ledger, lambda: known, clock=now, heed=heed, patience=patience)
+        receiver = LuneWebhooks(
+            harvest.ledger, lambda: known, clock=utc_now, heed=heed, patience=patience
+        )
         app = listener_app(faults_as_problems)
         app.add_routes(receiver.routes())
         async with (

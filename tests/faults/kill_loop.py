@@ -118,7 +118,7 @@ async def _round(scene: Scene, draw: random.Random, loop: Loop) -> None:
             running.process.kill()
         await running.result()
     scene.keep("".join(running.err))
-    loop.adopted += len(running.events("certificate adopted"))
+    loop.recovered += len(running.events("certificate adopted"))
     scene.clean_end = False
 
 
@@ -137,7 +137,7 @@ async def _check(scene: Scene, loop: Loop) -> None:
     loop.checks += 1
     try:
         await check_invariants(scene)
-        loop.adopted += await _finish(scene)
+        loop.recovered += await _finish(scene)
         await check_invariants(scene)
     except BrokenError as broken:
         loop.violations.append(f"round {loop.rounds}: {broken}")
@@ -155,7 +155,7 @@ async def _finish(scene: Scene) -> int:
     scene.clean_end = True
     if report.unfinished:
         raise BrokenError(f"a drain without faults left {report.unfinished}")
-    return report.collected.adopted
+    return report.collected.recovered
 
 
 @click.command(help=__doc__)
@@ -171,7 +171,7 @@ def main(rounds: int, seed: int, as_json: bool) -> None:
     else:
         click.echo(
             f"{loop.rounds} rounds, {loop.killed} killed, {loop.idle} of them idle, "
-            f"{loop.certificates} certificates of {loop.orders} orders, {loop.adopted} adopted, "
+            f"{loop.certificates} certificates of {loop.orders} orders, {loop.recovered} adopted, "
             f"{loop.checks} checks, "
             f"{len(loop.violations)} violations, {loop.rounds / loop.seconds:.2f} rounds/s"
         )

@@ -27,10 +27,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from harvester import logs
-from harvester.app import open_harvest
+from harvester.app import open_app
 from harvester.config.load import load
 from harvester.context import Stop
-from harvester.lune import Pacer
+from harvester.lune import RateLimiter
 from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox, SandboxOptions
 from tests.acceptance.harness import Home, until
@@ -130,7 +130,7 @@ async def _be_measured(config: Path) -> Lags:
     """Run the daemon until stdin ends; measure from its first line on."""
     stop = Stop()
     logs.configure("info", "json")
-    async with open_harvest(load(config), stop, "liveness") as harvest:
+    async with open_app(load(config), stop, "liveness") as harvest:
         running = asyncio.create_task(serve(harvest), name="daemon")
         print("open", flush=True)  # noqa: T201 - the other process waits for it
         await asyncio.to_thread(sys.stdin.readline)
@@ -145,7 +145,7 @@ async def _be_measured(config: Path) -> Lags:
 
 async def _look(stop: Stop) -> list[float]:
     late = []
-    while not stop.asked:
+    while not stop.requested:
         before = time.monotonic()
         await asyncio.sleep(_EVERY)
         late.append(time.monotonic() - before - _EVERY)
@@ -176,22 +176,22 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def flood(orders: int, rate: float) -> Flood:
-    """Send this many requests through the real pacer, as the steps do after an outage."""
+    """Send this many requests through the real rate_limiter, as the steps do after an outage."""
     loop = _VirtualLoop()
     draw = random.Random(5)
     counted: list[float] = []
     left = iter(range(orders))
-    pacer = Pacer(rate, clock=loop.time)
+    rate_limiter = RateLimiter(rate, clock=loop.time)
 
     async def worker() -> None:
         for _ in left:
-            async with pacer.turn():
+            async with rate_limiter.turn():
                 way = draw.uniform(0.02, 0.6)
                 counted.append(loop.time() + draw.random() * way)
                 await asyncio.sleep(way)
 
     async def recover() -> None:
-        pacer.pause(300)  # what Lune last said before it went away
+        rate_limiter.pause(300)  # what Lune last said before it went away
         await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
 
     try:

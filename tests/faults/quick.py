@@ -11,17 +11,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from harvester.app import Harvest
+from harvester.app import App
 from harvester.archive.pdf import check_pdf
-from harvester.domain.certificate_names import Layout
+from harvester.domain.certificate_names import CertificateNames
 from harvester.harvest.accounts import AccountBook
 from harvester.harvest.collect import Collector
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.harvest.sweep import Sweep
 from harvester.harvest.track import Tracked, Tracker
 from harvester.ledger.database import Database
-from harvester.ledger.queries import OrderDetail, OrderRow, Summary, find_orders, summarise
-from harvester.lune import Caps, LuneClient, Pacer
+from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, summarise
+from harvester.ledger.statistics import Statistics
+from harvester.lune import ClientOptions, LuneClient, RateLimiter
 from harvester.runtime.drain import Drain, DrainReport
 from tests.faults.scene import HASTY, Scene
 from tests.integration.served_api import FastTime
@@ -31,7 +32,7 @@ from tests.integration.served_api import FastTime
 class Quick:
     """An open harvest; ``time`` counts the seconds waited, ``at`` is the date it believes in."""
 
-    harvest: Harvest
+    harvest: App
     time: FastTime
     at: datetime
 
@@ -50,7 +51,7 @@ class Quick:
 
     async def track(self, order_id: str) -> Tracked:
         """Ask for one order of the default account."""
-        account = await self.harvest.book.account(None)
+        account = await self.harvest.accounts.account(None)
         tracker = self.harvest.tracker
         [tracked] = await tracker.track([order_id], by_key=False, account_id=account.id)
         return tracked
@@ -72,7 +73,7 @@ class Quick:
 
     async def sweep(self) -> SweepReport:
         """Do a sweep's step of the daemon."""
-        return await self.harvest.sweep.run_once(await self.harvest.book.accounts())
+        return await self.harvest.sweep.run_once(await self.harvest.accounts.accounts())
 
     async def collect(self) -> CollectReport:
         """Do a collection's step of the daemon."""
@@ -80,19 +81,19 @@ class Quick:
 
 
 @asynccontextmanager
-async def quick(scene: Scene, caps: Caps | None = None) -> AsyncIterator[Quick]:
+async def quick(scene: Scene, caps: ClientOptions | None = None) -> AsyncIterator[Quick]:
     """Open the scene's harvest with time of its own.
 
     Who moves the calendar ends with ``scene.drain()``: the ledger's dates are then today's again.
     """
     time = FastTime()
-    pacer = Pacer(1000, clock=time.clock, sleep=time.sleep)
+    rate_limiter = RateLimiter(1000, clock=time.clock, sleep=time.sleep)
     async with scene.open() as harvest:
         settings = harvest.settings
         lune = LuneClient(
             scene.wire.base_url,
             settings.api_key.read,
-            pacer,
+            rate_limiter,
             deadlines=HASTY,
             caps=caps,
             sleep=time.sleep,
@@ -103,7 +104,7 @@ async def quick(scene: Scene, caps: Caps | None = None) -> AsyncIterator[Quick]:
         one.harvest = replace(
             harvest,
             lune=lune,
-            pacer=pacer,
+            rate_limiter=rate_limiter,
             book=book,
             tracker=Tracker(lune, ledger, book, cadence, one.clock),
             sweep=Sweep(lune, ledger, cadence, one.clock, stop),
@@ -111,9 +112,9 @@ async def quick(scene: Scene, caps: Caps | None = None) -> AsyncIterator[Quick]:
                 lune,
                 ledger,
                 harvest.archive,
-                name=Layout(settings.storage.layout).key,
+                name=CertificateNames(settings.storage.layout).key,
                 check=check_pdf,
-                cadence=cadence,
+                schedule=cadence,
                 clock=one.clock,
                 stop=stop,
             ),
@@ -137,7 +138,7 @@ async def details(scene: Scene, order_id: str) -> list[OrderDetail]:
         await database.close()
 
 
-async def summary(scene: Scene) -> Summary:
+async def summary(scene: Scene) -> Statistics:
     """Return what the ledger adds up to."""
     database = Database(scene.home.ledger, readonly=True)
     try:

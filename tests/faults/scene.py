@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from harvester import logs
-from harvester.app import Harvest, open_harvest
+from harvester.app import App, open_app
 from harvester.config.load import load
 from harvester.context import Stop
-from harvester.domain.records import EVERYTHING, OrderFilter
-from harvester.lune import Deadlines
-from harvester.runtime.drain import DrainReport
+from harvester.domain.orders import EVERYTHING, OrderFilter
+from harvester.lune import ClientOptions, Deadlines
+from harvester.runtime.drain import Drain, DrainReport
 from harvester.sandbox import Sandbox
 from harvester.sandbox.world import Order
 from tests.acceptance.harness import Home, Ran
@@ -30,7 +30,7 @@ from tests.faults.wire import Wire
 PRIVATE = "canary-customer-d41c"
 """In the metadata of every order of :meth:`Scene.order`; belongs in the ledger, in no log."""
 
-HASTY = Deadlines(connect=1.0, read=1.0, total=2.0, certificate_total=3.0)
+HASTY = ClientOptions(Deadlines(connect=1.0, read=1.0, total=2.0, certificate_total=3.0))
 """Deadlines for tests in process: the same code, less patience."""
 
 
@@ -78,16 +78,14 @@ class Scene:
 
     @asynccontextmanager
     async def open(
-        self, stop: Stop | None = None, deadlines: Deadlines = HASTY
-    ) -> AsyncIterator[Harvest]:
+        self, stop: Stop | None = None, options: ClientOptions = HASTY
+    ) -> AsyncIterator[App]:
         """Open a harvest as the program wires it, from the same configuration file."""
         with self.log_path.open("a", encoding="utf-8") as stream:
             logs.configure("debug", "json", stream)
             try:
                 settings = load(self.home.config)
-                async with open_harvest(
-                    settings, stop or Stop(), "test", deadlines=deadlines
-                ) as harvest:
+                async with open_app(settings, stop or Stop(), "test", options=options) as harvest:
                     yield harvest
             finally:
                 logging.getLogger().handlers.clear()
@@ -97,11 +95,11 @@ class Scene:
         scope: OrderFilter = EVERYTHING,
         *,
         wait: timedelta | None = None,
-        deadlines: Deadlines = HASTY,
+        options: ClientOptions = HASTY,
     ) -> DrainReport:
         """Run one drain in process, to its end."""
-        async with self.open(deadlines=deadlines) as harvest, asyncio.timeout(60):
-            return await harvest.drain().run(scope, wait)
+        async with self.open(options=options) as harvest, asyncio.timeout(60):
+            return await Drain(harvest).run(scope, wait)
 
     async def command(self, *arguments: str | Path) -> Ran:
         """Run the installed command; its stderr is kept for the check of the log."""

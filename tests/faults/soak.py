@@ -25,7 +25,7 @@ import aiohttp
 import click
 
 from harvester.sandbox import Sandbox, SandboxOptions
-from harvester.web.address import control_path, reachable
+from harvester.web.local_socket import reachable, socket_path
 from tests.acceptance.harness import Home, Running, until
 from tests.faults.invariants import check_invariants
 from tests.faults.scene import PRIVATE, Scene
@@ -236,7 +236,7 @@ async def _sample(scene: Scene, daemon: Running, at: float) -> Sample:
 
 
 async def _refusal_ms(ledger: Path) -> float:
-    with reachable(control_path(ledger)) as name:
+    with reachable(socket_path(ledger)) as name:
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=name)) as session:
             began = time.monotonic()
             async with session.get("http://daemon/") as answer:

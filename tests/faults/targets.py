@@ -27,22 +27,22 @@ from harvester.archive.pdf import check_pdf
 from harvester.config.load import load
 from harvester.config.secrets import Secret
 from harvester.config.types import parse_duration
-from harvester.domain.certificate_names import QUARANTINE, Layout, split_key
+from harvester.domain.certificate_names import QUARANTINE, CertificateNames, split_path
 from harvester.domain.errors import (
     CertificateRejected,
     ConfigurationError,
     LuneError,
 )
 from harvester.domain.orders import Account, Order, OrderPage, is_identifier
-from harvester.lune import Caps, Deadlines, LuneClient, Pacer
+from harvester.lune import ClientOptions, Deadlines, LuneClient, RateLimiter
 from harvester.lune.parsing import (
-    read_account,
-    read_account_page,
-    read_order,
-    read_order_page,
-    read_quote,
+    PayloadError,
+    parse_account,
+    parse_account_page,
+    parse_order,
+    parse_order_page,
+    parse_quote,
 )
-from harvester.lune.payload import PayloadError
 from harvester.lune.retry import parse_retry_after
 from tests.integration.raw_server import Naps, raw_server
 
@@ -69,13 +69,15 @@ def sound(order: Order) -> None:
     assert "email" not in order.document
     for value in (dict(order.document), dict(order.metadata), order.idempotency_key):
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    key = Layout("{account_id}/{created:%Y-%m}/{order_id}").key("a", order.id, order.created_at, 1)
+    key = CertificateNames("{account_id}/{created:%Y-%m}/{order_id}").key(
+        "a", order.id, order.created_at, 1
+    )
     below(key)
 
 
 def below(key: str) -> None:
     """Hold a key to lie below the archive's root and outside of what is the archive's own."""
-    folders, name = split_key(key)
+    folders, name = split_path(key)
     assert os.path.normpath(key) == key
     assert not key.startswith(("/", ".")), key
     assert folders[:1] != (QUARANTINE,)
@@ -95,20 +97,20 @@ def expecting(*kinds: type[Exception]) -> Iterator[None]:
 def order(data: bytes) -> None:
     """An answer for one order."""
     with expecting(PayloadError):
-        sound(read_order(data))
+        sound(parse_order(data))
 
 
 def page(data: bytes) -> None:
     """A page of orders."""
     with expecting(PayloadError):
-        judge_page(read_order_page(data))
+        judge_page(parse_order_page(data))
 
 
 def judge_page(read: OrderPage) -> None:
     """Hold everything in a page to its rules."""
     for one in read.orders:
         sound(one)
-    for aside in read.set_aside:
+    for aside in read.rejected:
         plain(aside.reference)
         plain(aside.reason)
         aside.document.encode()
@@ -119,9 +121,9 @@ def judge_page(read: OrderPage) -> None:
 def accounts(data: bytes) -> None:
     """One account and a page of them."""
     with expecting(PayloadError):
-        assert is_identifier(read_account(data).id)
+        assert is_identifier(parse_account(data).id)
     with expecting(PayloadError):
-        read = read_account_page(data)
+        read = parse_account_page(data)
         for reason in read.skipped:
             plain(reason)
         assert all(is_identifier(one.id) for one in read.accounts)
@@ -130,7 +132,7 @@ def accounts(data: bytes) -> None:
 def quote(data: bytes) -> None:
     """A price."""
     with expecting(PayloadError):
-        read_quote(data)
+        parse_quote(data)
 
 
 def header(data: bytes) -> None:
@@ -149,7 +151,7 @@ def layout(data: bytes) -> None:
     """A layout, as an operator or whoever writes his file gives it."""
     with expecting(ConfigurationError):
         # Shortened: the message quotes it whole, and it is the operator's own.
-        made = Layout(data[:200].decode("utf-8", "surrogateescape"))
+        made = CertificateNames(data[:200].decode("utf-8", "surrogateescape"))
         for version, interim in ((1, False), (2, True), (9_999_999_999, True)):
             below(made.key("a" * 64, "o" * 64, SOME_DAY, version, interim=interim))
 
@@ -241,9 +243,9 @@ class _Asked:
                 LuneClient(
                     f"http://127.0.0.1:{server.port}/v1",
                     lambda: KEY,
-                    Pacer(1e6, clock=self._clock, sleep=self._clock.sleep),
+                    RateLimiter(1e6, clock=self._clock, sleep=self._clock.sleep),
                     deadlines=Deadlines(0.5, 0.5, 1.0, 1.0),
-                    caps=Caps(json=1 << 16, certificate=1 << 16),
+                    caps=ClientOptions(json=1 << 16, certificate=1 << 16),
                     sleep=Naps(),
                 )
             )

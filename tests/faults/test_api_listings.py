@@ -181,11 +181,11 @@ async def test_one_malformed_order_costs_the_other_99_nothing(scene: Scene) -> N
     assert report.swept.new == 99
     [line] = report.unfinished
     assert "set aside: quantity: not a decimal" in line
-    [odd] = (await summary(scene)).set_aside
+    [odd] = (await summary(scene)).rejected
     assert odd.reason.startswith("quantity")
     assert (await scene.drain()).unfinished == []
     assert await known(scene) == 100
-    assert (await summary(scene)).set_aside == []
+    assert (await summary(scene)).rejected == []
 
 
 @fault("A22")

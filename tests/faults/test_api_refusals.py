@@ -12,6 +12,7 @@ from email.utils import formatdate
 import pytest
 
 from harvester.domain.errors import KeyRefused, RateLimited
+from harvester.runtime.drain import Drain
 from tests.acceptance.harness import events, until
 from tests.faults.catalogue import fault
 from tests.faults.quick import chain, detail, quick, summary
@@ -39,7 +40,7 @@ async def test_a_429_without_advice_makes_every_request_pause_ever_longer(scene:
     scene.wire.script(saying(TOO_FAST), "orders", times=3)
     async with quick(scene) as one:
         report = await one.sweep()
-        assert one.harvest.pacer.pauses == 3
+        assert one.harvest.rate_limiter.pauses == 3
         assert 1 + 2 + 4 <= one.time.now < 1 + 2 + 4 + 3 + 1  # a second of jitter each
     assert (report.new, report.failed) == (1, {})
     assert await chain(scene, order.id) == [(None, "placed")]
@@ -179,7 +180,7 @@ async def test_a_challenge_from_the_edge_does_not_refuse_the_key(scene: Scene) -
     async with quick(scene) as one:
         [reason] = (await one.sweep()).failed.values()
         assert "in front of Lune" in reason
-        assert not one.harvest.lune.refused
+        assert not one.harvest.lune.key_refused
         assert scene.wire.count("orders") == 4
         await one.sweep()
         assert scene.wire.count("orders") == 4  # later, not at once
@@ -201,7 +202,7 @@ async def test_a_refused_key_stops_every_request_and_changes_no_order(scene: Sce
         for _ in range(3):
             asked = scene.wire.count()
             with pytest.raises(KeyRefused):
-                await harvest.drain().run()
+                await Drain(harvest).run()
         assert scene.wire.count() == asked
     ran = await scene.command("run", "--drain")
     assert ran.code == 77
@@ -218,10 +219,10 @@ async def test_a_key_that_was_replaced_in_its_file_is_taken_up(scene: Scene) -> 
     scene.order()
     async with scene.open() as harvest:
         with pytest.raises(KeyRefused):
-            await harvest.drain().run()
+            await Drain(harvest).run()
         key_file.write_text(good)
         await harvest.lune.probe()
-        assert (await harvest.drain().run()).collected.filed == 1
+        assert (await Drain(harvest).run()).collected.stored == 1
 
 
 @fault("A8")

@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 
 from harvester.domain.errors import ConfigurationError, KeyRefused
+from harvester.ledger.accounts import recorded_modes
 from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox, SandboxOptions
 from tests.acceptance.harness import events, until
@@ -34,7 +35,7 @@ async def test_another_version_than_the_one_asked_for_is_said_once(
 
     scene.order()
     scene.wire.script(versioned, times=math.inf)
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
     assert {seen.headers["lune-version"] for seen in scene.wire.requests} == {"2024-08-08"}
     told = events(scene.log_text(), "another version of the API")
     assert [(one["asked"], one["served"]) for one in told] == (
@@ -111,8 +112,8 @@ async def test_accounts_of_both_modes_never_share_a_ledger(scene: Scene, which: 
     scene.wire.script(turn_theirs, times=math.inf)
     async with scene.open() as harvest:
         with pytest.raises(ConfigurationError):
-            await harvest.book.account(other)
-        assert await harvest.ledger.modes() <= {"test"}
+            await harvest.accounts.account(other)
+        assert await recorded_modes(harvest.database) <= {"test"}
 
 
 @fault("A25")

@@ -14,7 +14,7 @@ from itertools import count, pairwise
 import pytest
 
 from harvester.context import Stop
-from harvester.domain.records import EVERYTHING
+from harvester.domain.orders import EVERYTHING
 from harvester.harvest.sweep import Sweep
 from harvester.ledger.queries import find_orders
 from tests.acceptance.harness import Running, until
@@ -107,7 +107,7 @@ async def test_dates_from_a_wrong_clock_count_as_due(scene: Scene) -> None:
     assert changed >= 2
     scene.lune.move_order(order.id, "complete")
     async with scene.open() as harvest:
-        report = await harvest.sweep.run_once(await harvest.book.accounts())
+        report = await harvest.sweep.run_once(await harvest.accounts.accounts())
         assert report.changed == 1
         await harvest.collector.run_once()
     assert scene.home.files()
@@ -120,7 +120,7 @@ async def test_transitions_keep_their_order_when_the_clock_runs_backward(scene: 
     instants = (beginning - timedelta(seconds=number // 4) for number in count())
     path = ["placed", "paid", "retiring", "complete"]
     async with scene.open() as harvest:
-        accounts = await harvest.book.accounts()
+        accounts = await harvest.accounts.accounts()
         sweep = Sweep(harvest.lune, harvest.ledger, harvest.cadence, lambda: next(instants), Stop())
         for status in path:
             scene.lune.move_order(order.id, status)
@@ -150,4 +150,4 @@ async def test_a_drain_asks_once_for_what_is_not_there_though_the_clock_runs_bac
         report = await one.harvest.collector.run_once(EVERYTHING, began)
         assert report.not_yet == scene.wire.count("certificate") == 1
     scene.wire.clear()
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1

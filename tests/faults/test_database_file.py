@@ -82,7 +82,7 @@ async def test_a_damaged_ledger_is_refused_untouched_with_what_to_do(
     assert scene.wire.count() == asked
     backup.replace(scene.home.ledger)
     scene.order()
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
 
 
 def delete(ledger: Path) -> None:
@@ -115,7 +115,7 @@ async def test_a_ledger_deleted_or_replaced_under_a_daemon_ends_it_before_its_ne
         left.unlink()  # of the old file; the backup that is put back has none
     scene.order()
     report = await scene.drain()
-    assert report.collected.filed + report.collected.adopted >= 1
+    assert report.collected.stored + report.collected.recovered >= 1
     assert len(scene.home.files()) == 2
 
 
@@ -168,7 +168,7 @@ async def test_an_older_backup_put_back_catches_up_and_overwrites_no_file(scene:
     assert len(before) == 3
     backup.replace(scene.home.ledger)
     report = await scene.drain()
-    assert (report.collected.adopted, report.collected.filed) == (2, 0)
+    assert (report.collected.recovered, report.collected.stored) == (2, 0)
     after = {name: (scene.home.archive / name).stat().st_mtime_ns for name in scene.home.files()}
     assert after == before
     assert set(query(scene, "SELECT order_id, version FROM files")) == {

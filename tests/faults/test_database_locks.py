@@ -16,7 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import LedgerUnavailable
 from harvester.ledger import migrate
+from harvester.ledger.accounts import read_accounts
+from harvester.ledger.certificates import recorded_certificates
 from harvester.ledger.database import Database
+from harvester.runtime.drain import Drain
 from tests.faults.catalogue import fault
 from tests.faults.disks import strace
 from tests.faults.scene import Scene
@@ -35,7 +38,7 @@ async def test_a_drain_waits_for_another_program_to_let_the_ledger_go(scene: Sce
         other.execute("BEGIN EXCLUSIVE")
         asyncio.get_running_loop().call_later(0.5, other.execute, "ROLLBACK")
         report = await scene.drain()
-    assert (report.swept.new, report.collected.filed) == (1, 1)
+    assert (report.swept.new, report.collected.stored) == (1, 1)
 
 
 @fault("D1")
@@ -48,8 +51,8 @@ async def test_a_program_that_keeps_the_ledger_is_told_of_and_nothing_is_lost(
         with closing(stranger(scene.home.ledger)) as other:
             other.execute("BEGIN EXCLUSIVE")
             with pytest.raises(LedgerUnavailable, match="locked"):
-                await harvest.drain().run()
-        assert (await harvest.drain().run()).collected.filed == 1
+                await Drain(harvest).run()
+        assert (await Drain(harvest).run()).collected.stored == 1
 
 
 @fault("D2")
@@ -115,7 +118,7 @@ async def test_a_log_that_a_reader_made_grow_shrinks_once_the_reader_is_gone(sce
         with closing(stranger(scene.home.ledger)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM orders").fetchall()
-            assert (await harvest.drain().run()).swept.new == 300
+            assert (await Drain(harvest).run()).swept.new == 300
             assert log.stat().st_size > 100_000
         await harvest.database.checkpoint()
         assert log.stat().st_size == 0
@@ -127,9 +130,9 @@ async def test_a_listing_that_is_read_slowly_keeps_no_view_open(scene: Scene) ->
     for _ in range(3):
         scene.order("paid")
     async with scene.open() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         log = scene.home.ledger.with_name(f"{scene.home.ledger.name}-wal")
-        async for _ in harvest.ledger.stored_certificates():
+        async for _ in recorded_certificates(harvest.database):
             pass
         await harvest.database.checkpoint()
         assert log.stat().st_size == 0
@@ -157,8 +160,8 @@ async def test_one_connection_can_write_the_ledger_however_much_is_asked_at_once
     for _ in range(20):
         scene.order()
     async with scene.open() as harvest:
-        await harvest.drain().run()
-        await asyncio.gather(*(harvest.ledger.accounts() for _ in range(20)))
+        await Drain(harvest).run()
+        await asyncio.gather(*(read_accounts(harvest.database) for _ in range(20)))
         assert writable_descriptors(scene.home.ledger) == 1
         migrate.require_current(scene.home.ledger)
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from harvester.ledger.sql import SqlLedger
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from harvester.domain.records import EVERYTHING
+from harvester.domain.orders import EVERYTHING
 from harvester.ledger import migrate
 from harvester.ledger.database import Database
-from harvester.ledger.sql import SqlLedger
 from tests.faults.catalogue import fault
 from tests.faults.disks import run_struck
 from tests.faults.scene import Scene
@@ -34,7 +34,7 @@ def make_oldest(ledger: Path) -> None:
     ledger.parent.mkdir(mode=0o700)
     config = Config(cmd_opts=Namespace(x=[f"url=sqlite:///{ledger}"]))
     config.set_main_option("script_location", str(migrate.migrations_folder()))
-    command.upgrade(config, migrate.REVISIONS[0])
+    command.upgrade(config, migrate.revisions()[0])
     ledger.chmod(0o600)
 
 
@@ -58,12 +58,12 @@ async def test_an_upgrade_killed_at_any_call_leaves_the_old_ledger_or_the_new_on
         revisions.add(migrate.current(scene.home.ledger))
         migrate.check_integrity(scene.home.ledger)
         for backup in scene.home.ledger.parent.glob("[!.]*.before-*"):
-            assert migrate.current(backup) == migrate.REVISIONS[0]
-    assert revisions == {migrate.REVISIONS[0], migrate.HEAD}
+            assert migrate.current(backup) == migrate.revisions()[0]
+    assert revisions == {migrate.revisions()[0], migrate.head()}
     shutil.copyfile(oldest, scene.home.ledger)
     (scene.home.ledger.parent / f".{scene.home.ledger.name}.before-x.part").touch()
     scene.order()
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
     assert not list(scene.home.ledger.parent.glob("*.part*"))
 
 

@@ -23,6 +23,7 @@ def wound(frame, event, _):
             raise MemoryError("wounded")
     return wound
 threading.settrace(wound)
+from harvester.runtime.drain import Drain
 from harvester.cli import main
 main()
 """
@@ -35,11 +36,11 @@ async def test_a_drain_cancelled_at_any_moment_leaves_whole_transactions(scene: 
         scene.order()
     async with scene.open() as harvest:
         for _ in range(15):
-            drain = asyncio.create_task(harvest.drain().run())
+            drain = asyncio.create_task(Drain(harvest).run())
             await asyncio.sleep(dice.uniform(0, 0.15))  # the moment is the point
             drain.cancel()
             await asyncio.gather(drain, return_exceptions=True)
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
     assert report.unfinished == []
     assert len(scene.home.files()) == 40
 

@@ -89,6 +89,6 @@ async def test_ten_thousand_temporaries_of_crashes_are_swept_at_the_start(scene:
     for number in range(LEFT):
         (scene.home.archive / ".incoming" / f"{number:032x}.part").touch()
     report = await scene.drain()
-    assert report.collected.filed == 1
+    assert report.collected.stored == 1
     (swept,) = events(scene.log_text(), "temporaries swept")
     assert swept["files"] == LEFT

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harvester.app import Harvest, now
-from harvester.domain.certificate_names import DEFAULT_LAYOUT, Layout
-from harvester.harvest.verify import Finding, Verifier, reopen
+from harvester.app import App
+from harvester.context import utc_now
+from harvester.domain.certificate_names import DEFAULT_LAYOUT, CertificateNames
+from harvester.harvest.verify import Finding, reopen, verify_archive
+from harvester.runtime.drain import Drain
 from harvester.sandbox.world import Order
 from tests.faults.catalogue import fault
 from tests.faults.disks import query
@@ -24,7 +26,9 @@ LONGEST_NAME = 120
 def name_of(scene: Scene, order: Order) -> Path:
     """Return where an order's certificate is stored."""
     created = datetime.fromisoformat(str(scene.lune.document(order.id)["created_at"]))
-    return scene.home.archive / Layout(DEFAULT_LAYOUT).key(order.account_id, order.id, created, 1)
+    return scene.home.archive / CertificateNames(DEFAULT_LAYOUT).key(
+        order.account_id, order.id, created, 1
+    )
 
 
 def nothing(archive: Path, outside: Path) -> None:
@@ -48,18 +52,18 @@ async def test_an_archive_swapped_under_a_running_harvester_takes_files_only_onc
     outside = tmp_path / "outside"
     outside.mkdir()
     async with scene.open() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         scene.home.archive.rename(tmp_path / "away")
         instead(scene.home.archive, outside)
         scene.order()
         for _ in range(2):  # the second round tries the archive before it asks for certificates
-            report = await harvest.drain().run()
+            report = await Drain(harvest).run()
             assert report.collected.storage is not None
             assert str(scene.home.archive) in report.collected.storage
         assert list(outside.iterdir()) == []
         scene.home.archive.unlink(missing_ok=True)
         (tmp_path / "away").rename(scene.home.archive)
-        assert (await harvest.drain().run()).collected.filed == 1
+        assert (await Drain(harvest).run()).collected.stored == 1
 
 
 @fault("F9")
@@ -79,7 +83,7 @@ async def test_a_harvester_that_starts_without_its_disk_begins_no_other_archive(
         assert list(scene.home.archive.iterdir()) == []
         scene.home.archive.rmdir()
     (tmp_path / "away").rename(scene.home.archive)
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
 
 
 @fault("F10")
@@ -91,7 +95,7 @@ async def test_a_file_that_is_there_already_with_the_same_bytes_is_adopted(scene
     path.write_bytes(body)
     path.chmod(0o600)
     before = path.stat()
-    assert (await scene.drain()).collected.adopted == 1
+    assert (await scene.drain()).collected.recovered == 1
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
@@ -101,7 +105,7 @@ async def test_a_file_that_is_there_already_with_other_bytes_is_left_alone(scene
     path.parent.mkdir(parents=True)
     path.write_bytes(b"somebody's notes")
     path.chmod(0o600)
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
     assert path.read_bytes() == b"somebody's notes"
     assert query(scene, "SELECT key FROM files") == [
         (str(path.with_suffix(".v2.pdf").relative_to(scene.home.archive)),)
@@ -115,8 +119,8 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-async def findings(harvest: Harvest) -> list[Finding]:
-    report = await Verifier(harvest.ledger, harvest.archive).run()
+async def findings(harvest: App) -> list[Finding]:
+    report = await verify_archive(harvest.ledger, harvest.archive).run()
     return [one.finding for one in report.discrepancies]
 
 
@@ -140,9 +144,9 @@ async def test_a_spoilt_file_is_found_kept_apart_and_had_again(
     spoil(path)
     spoilt = path.read_bytes() if path.exists() else None
     async with scene.open() as harvest:
-        report = await Verifier(harvest.ledger, harvest.archive).run()
+        report = await verify_archive(harvest.ledger, harvest.archive).run()
         assert [one.finding for one in report.discrepancies] == [finding]
-        await reopen(harvest.ledger, harvest.archive, report.discrepancies, now())
+        await reopen(harvest.ledger, harvest.archive, report.discrepancies, utc_now())
         await harvest.collector.run_once()
         assert await findings(harvest) == []
     assert path.read_bytes() == whole
@@ -155,12 +159,14 @@ async def test_names_fit_every_file_system_and_ids_that_differ_in_case_only_shar
     scene: Scene,
 ) -> None:
     created = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
-    key = Layout(DEFAULT_LAYOUT).key("A" * 64, "B" * 64, created, 9_999_999_999, interim=True)
+    key = CertificateNames(DEFAULT_LAYOUT).key(
+        "A" * 64, "B" * 64, created, 9_999_999_999, interim=True
+    )
     assert key.isascii()
     assert max(len(part) for part in key.split("/")) <= LONGEST_NAME
     # A file system that folds case answers the second of two such names as any that is taken.
     async with scene.open() as harvest:
-        taken = Layout(DEFAULT_LAYOUT).key("acct", "ORDER", created, 1)
+        taken = CertificateNames(DEFAULT_LAYOUT).key("acct", "ORDER", created, 1)
         assert await harvest.archive.put(taken, b"one") is not None
         assert await harvest.archive.put(taken, b"two") is None
         assert await harvest.archive.read(taken) == b"one"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.domain.records import OrderFilter
+from harvester.domain.orders import OrderFilter
+from harvester.runtime.drain import Drain
 from tests.acceptance.harness import HARVESTER
 from tests.faults.catalogue import fault
 from tests.faults.disks import fill, query, remount, run_struck, small_disk
@@ -64,17 +65,17 @@ async def test_a_disk_that_takes_no_files_holds_up_filing_and_nothing_else(
         scene.order()
     async with scene.open() as harvest:
         trouble.spoil(archive_disk)
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
         assert trouble.words in (report.collected.storage or "")
-        assert (report.swept.new, report.collected.filed, len(report.missing)) == (3, 0, 3)
+        assert (report.swept.new, report.collected.stored, len(report.missing)) == (3, 0, 3)
         assert [one.attempts for one in report.missing] == [0, 0, 0]  # no order is at fault
         asked = scene.wire.count("certificate")
         late = scene.order("paid")
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
         assert [one.order_id for one in report.open] == [late.id]
         assert scene.wire.count("certificate") == asked  # not fetched to be thrown away
         trouble.mend(archive_disk)
-        assert (await harvest.drain().run()).collected.filed == 3
+        assert (await Drain(harvest).run()).collected.stored == 3
 
 
 @fault("F2", "F3", "F8", "F11", "F15")
@@ -102,7 +103,7 @@ async def test_a_step_of_storing_that_fails_leaves_no_file_and_no_row_and_is_don
     assert str(scene.home.archive) in ran.err
     assert scene.home.files() == set()
     assert not list((scene.home.archive / ".incoming").iterdir())
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
     assert scene.wire.count("certificate") == 2  # the whole of it was fetched again
 
 
@@ -120,7 +121,7 @@ async def test_a_file_whose_folder_is_not_synced_has_no_row_and_is_adopted(
     assert "the disk reports errors (EIO)" in ran.err
     assert len(scene.home.files()) == 1
     assert query(scene, "SELECT certificate_state FROM orders") == [("owed",)]
-    assert (await scene.drain()).collected.adopted == 1
+    assert (await scene.drain()).collected.recovered == 1
 
 
 @fault("F7")

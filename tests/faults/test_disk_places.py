@@ -50,7 +50,7 @@ async def test_a_ledger_on_a_network_disk_is_refused_before_anything_is_written(
         assert list(failed) == ["ledger"]
         assert line.endswith(failed["ledger"])
     assert list(scene.home.ledger.parent.iterdir()) == []
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
 
 
 @fault("F21")

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harvester.cli.exits import CONFIGURATION
 from harvester.config.settings import HttpSettings
-from harvester.web.address import parse_address
+from harvester.config.types import parse_address
 from harvester.web.listener import listener_app, serve_listener
 from harvester.web.lune_webhook import MOST_LARGE, SMALL_BODY
 from harvester.web.problems import LARGEST_BODY, faults_as_problems

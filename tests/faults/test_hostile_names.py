@@ -65,7 +65,7 @@ async def test_an_order_whose_id_is_no_name_is_set_aside_and_gets_no_path(
     rows = relisted(lambda row: [{**row, "id": one} for one in (*HOSTILE_IDS, row["id"])])
     scene.wire.script(changed(rows), "orders", times=2)
     report = await scene.drain()
-    assert len(report.swept.set_aside) == len(HOSTILE_IDS)
+    assert len(report.swept.rejected) == len(HOSTILE_IDS)
     assert [Path(name).stem for name in scene.home.files()] == [good.id]
     assert [name for name in every_file(tmp_path) if name.endswith(".pdf")] == [
         f"certificates/{name}" for name in scene.home.files()
@@ -161,7 +161,7 @@ async def test_a_link_in_the_place_of_a_folder_is_not_followed(
     assert list(outside.iterdir()) == []
     link.unlink()
     assert (await scene.command("retry", owed.id)).code == 0
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
 
 
 @fault("X3")
@@ -176,12 +176,12 @@ async def test_a_link_in_the_place_of_a_certificate_is_not_followed(
     link = scene.home.archive / f"{order.id}.pdf"
     link.symlink_to(victim)
     report = await scene.drain()
-    assert (report.collected.filed, report.missing[0].state) == (0, "owed")
+    assert (report.collected.stored, report.missing[0].state) == (0, "owed")
     assert victim.read_text() == "untouched"
     assert link.is_symlink()
     link.unlink()
     assert (await scene.command("retry", order.id)).code == 0
-    assert (await scene.drain()).collected.filed == 1
+    assert (await scene.drain()).collected.stored == 1
 
 
 @fault("X3")
@@ -251,7 +251,7 @@ async def test_no_address_in_a_payload_is_ever_fetched(
 
         scene.wire.script(changed(poison), "orders", times=1)
         report = await scene.drain()
-        assert report.collected.filed == len(orders)
+        assert report.collected.stored == len(orders)
         assert evil.connections == 0
     ours = {int(url.rpartition(":")[2][:-3]) for url in (scene.wire.base_url, scene.lune.base_url)}
     assert {port for _, port in connections} == ours

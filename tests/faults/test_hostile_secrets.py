@@ -13,6 +13,7 @@ import pytest
 
 from harvester.config.load import load
 from harvester.domain.errors import ConfigurationError, HarvesterError
+from harvester.runtime.drain import Drain
 from tests import canaries
 from tests.acceptance.harness import Home
 from tests.canaries import encodings
@@ -264,7 +265,7 @@ async def _drain_as_far_as_it_goes(scene: Scene) -> None:
     async with scene.open() as harvest:
         try:
             async with asyncio.timeout(0.3):
-                await harvest.drain().run()
+                await Drain(harvest).run()
         except (HarvesterError, TimeoutError):
             pass
 

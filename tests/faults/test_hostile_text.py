@@ -24,10 +24,10 @@ import harvester
 from harvester import logs
 from harvester.archive.pdf import check_pdf
 from harvester.config.types import parse_duration
-from harvester.domain.certificate_names import Layout
+from harvester.domain.certificate_names import CertificateNames
 from harvester.domain.errors import HarvesterError
 from harvester.domain.orders import is_identifier
-from harvester.lune.parsing import read_account_page, read_order_page
+from harvester.lune.parsing import parse_account_page, parse_order_page
 from harvester.lune.retry import parse_retry_after
 from tests.faults.catalogue import fault
 from tests.faults.scene import Scene
@@ -207,12 +207,14 @@ def _id(text: str) -> None:
 
 def _orders(text: str) -> None:
     row = {"id": "o1", "status": text, "created_at": text, "quantity": text, text: text}
-    read_order_page(json.dumps({"data": [row], "has_more": False}).encode())
-    read_order_page(text.encode())
+    parse_order_page(json.dumps({"data": [row], "has_more": False}).encode())
+    parse_order_page(text.encode())
 
 
 def _accounts(text: str) -> None:
-    read_account_page(json.dumps({"data": [{"id": "a", "type": text}], "has_more": False}).encode())
+    parse_account_page(
+        json.dumps({"data": [{"id": "a", "type": text}], "has_more": False}).encode()
+    )
 
 
 def _pdf(text: str) -> None:
@@ -232,7 +234,7 @@ ENTRIES: list[Callable[[str], object]] = [
     _pdf,
     _log,
     parse_duration,
-    Layout,
+    CertificateNames,
     lambda text: parse_retry_after(text, 0.0),
 ]
 

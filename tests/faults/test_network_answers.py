@@ -32,7 +32,7 @@ async def drain_once_faulty(
 
 def require_all_filed(scene: Scene, report: DrainReport, orders: int) -> None:
     """Require that each order took two requests, and what is filed is what Lune has."""
-    assert report.collected.filed == orders
+    assert report.collected.stored == orders
     assert report.unfinished == []
     assert scene.wire.count("certificate") == 2 * orders
     assert stored(scene) == sorted(certificate(scene, order) for order in all_orders(scene))
@@ -85,7 +85,7 @@ def stuffed(extra: bytes) -> Answer:
 async def test_an_order_without_an_answer_keeps_no_other_waiting(scene: Scene) -> None:
     scene.order()
     report = await drain_once_faulty(scene, silence, deadlines=SHORT)
-    assert report.collected.filed == 2
+    assert report.collected.stored == 2
     assert scene.wire.count("certificate") == 3
     happened = [one["event"] for one in events(scene.log_text())]
     assert happened.index("certificate filed") < happened.index("asked again")
@@ -120,7 +120,7 @@ async def test_a_slow_certificate_above_the_floor_is_waited_for(scene: Scene) ->
 
     patient = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.1)
     report = await drain_once_faulty(scene, slowly, deadlines=patient)
-    assert report.collected.filed == 1
+    assert report.collected.stored == 1
     assert scene.wire.count("certificate") == 1
 
 
@@ -166,7 +166,7 @@ async def test_a_certificate_whose_cut_nobody_announced_is_no_whole_pdf(scene: S
     assert [path.read_bytes() for path in kept].count(part) == 2
 
     report = await scene.drain()
-    assert report.collected.filed == 2
+    assert report.collected.stored == 2
     assert stored(scene) == sorted(certificate(scene, order) for order in (first, second))
 
 
@@ -177,7 +177,7 @@ async def test_what_follows_an_answer_reaches_no_file_and_no_other_order(scene: 
     for _ in range(8):
         scene.order()
     report = await drain_once_faulty(scene, *answers)
-    assert (report.collected.filed, report.collected.failed) == (12, 0)
+    assert (report.collected.stored, report.collected.failed) == (12, 0)
     assert stored(scene) == sorted(certificate(scene, order) for order in all_orders(scene))
 
 
@@ -193,7 +193,7 @@ async def test_a_compressed_answer_is_never_unpacked(scene: Scene) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert report.collected.filed == 1
+    assert report.collected.stored == 1
     assert peak < 20_000_000
     assert reasons(scene).count("an encoding that was not asked for") == 2
     assert {seen.headers["accept-encoding"] for seen in scene.wire.requests} == {"identity"}
@@ -222,7 +222,7 @@ async def test_an_endless_answer_is_left_at_its_cap(scene: Scene) -> None:
     scene.order()
     scene.order()
     report = await scene.drain(deadlines=Deadlines(certificate_total=30, total=30))
-    assert (report.collected.failed, report.collected.filed) == (1, 1)
+    assert (report.collected.failed, report.collected.stored) == (1, 1)
     assert scene.wire.count("certificate") == 2
     in_buffers = 16 * 2**20
     assert 32 * 2**20 <= certificate_answer.said < 32 * 2**20 + in_buffers
@@ -255,7 +255,7 @@ async def test_a_folded_header_line_forges_no_other(scene: Scene) -> None:
     fold = b"X-Odd: first\r\n Content-Length: 5\r\nContent-Length: %d\r\n\r\n" % len(whole)
     scene.wire.script(saying(HEAD + fold + whole), "certificate")
     report = await scene.drain()
-    assert report.collected.filed == 1
+    assert report.collected.stored == 1
     assert stored(scene) == [whole]
 
 
@@ -300,5 +300,5 @@ async def test_a_100_continue_before_the_answer_does_no_harm(scene: Scene) -> No
         await exchange.say(await exchange.upstream())
 
     report = await drain_once_faulty(scene, continued)
-    assert report.collected.filed == 1
+    assert report.collected.stored == 1
     assert scene.wire.count("certificate") == 1

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from harvester.app import Harvest
+from harvester.app import App
 from harvester.domain.orders import Account, Order
 from harvester.lune import Deadlines
+from harvester.runtime.drain import Drain
 from tests.acceptance.harness import events, until
 from tests.faults.catalogue import fault
 from tests.faults.relay import Relay, bound, deaf, relaying
@@ -133,13 +134,13 @@ async def test_proxies_and_logins_of_the_environment_are_not_used(
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.setenv("NETRC", str(netrc))
         report = await scene.drain()
-    assert report.collected.filed == 1
+    assert report.collected.stored == 1
     assert proxy.connections == 0
     said = {seen.headers["authorization"] for seen in scene.wire.requests}
     assert said == {f"Bearer {scene.lune.key}"}
 
 
-async def learn(harvest: Harvest) -> Account:
+async def learn(harvest: App) -> Account:
     """Drain, so that the order is known and a connection kept; return whose it is."""
-    await harvest.drain().run()
-    return next(one for one in await harvest.book.accounts() if one.is_default)
+    await Drain(harvest).run()
+    return next(one for one in await harvest.accounts.accounts() if one.is_default)

@@ -17,9 +17,8 @@ from yarl import URL
 
 from harvester.domain.errors import Unreachable
 from harvester.lune import Deadlines
-from harvester.lune.connector import GuardedResolver, Lookup
-from harvester.lune.responses import Answer
-from harvester.lune.transport import Exchange
+from harvester.lune.responses import Response
+from harvester.lune.transport import GuardedResolver, Lookup, Transport
 from tests.acceptance.harness import until
 from tests.faults.catalogue import fault
 from tests.faults.namespaces import need_unshare, with_deaf_name_server, with_hosts
@@ -44,8 +43,8 @@ def giving(*addresses: str) -> Lookup:
 
 
 @asynccontextmanager
-async def asking(lookup: Lookup, connect: float = 10.0) -> AsyncIterator[Exchange]:
-    exchange = Exchange(
+async def asking(lookup: Lookup, connect: float = 10.0) -> AsyncIterator[Transport]:
+    exchange = Transport(
         {},
         redact=str,
         deadlines=Deadlines(connect=connect),
@@ -57,7 +56,7 @@ async def asking(lookup: Lookup, connect: float = 10.0) -> AsyncIterator[Exchang
         yield exchange
 
 
-async def ask(exchange: Exchange, port: int, host: str = "lune.example") -> Answer:
+async def ask(exchange: Transport, port: int, host: str = "lune.example") -> Response:
     return await exchange.send("GET", URL(f"http://{host}:{port}/v1"), {}, total=20, cap=1000)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from datetime import timedelta
 
-from harvester.app import now
-from harvester.domain.orders import CertificateState
-from harvester.domain.records import EVERYTHING
+from harvester.context import utc_now
+from harvester.domain.orders import EVERYTHING, CertificateState
 from harvester.harvest.collect import AT_ONCE
+from harvester.ledger.certificates import due_certificates, record_certificate_failure
+from harvester.ledger.schedule import postpone_checks
+from harvester.runtime.drain import Drain
 from harvester.sandbox.world import Order
 from tests.acceptance.harness import until
 from tests.faults.catalogue import fault
@@ -33,9 +35,9 @@ def most_within(instants: list[float], seconds: float) -> int:
 async def learn_and_make_due(scene: Scene, orders: list[Order]) -> None:
     """Drain, then have all of these orders due at once, as after a long outage."""
     async with scene.open() as harvest:
-        assert (await harvest.drain().run()).swept.new == len(orders)
+        assert (await Drain(harvest).run()).swept.new == len(orders)
         (account,) = {order.account_id for order in orders}
-        await harvest.ledger.postpone_looks(account, [order.id for order in orders], now())
+        await postpone_checks(harvest.database, account, [order.id for order in orders], utc_now())
 
 
 @fault("N20", "N21")
@@ -73,16 +75,17 @@ async def test_after_an_outage_requests_are_spread_and_the_oldest_due_go_first(
     orders = [scene.order() for _ in range(3 * AT_ONCE)]
     async with scene.open() as harvest:
         await harvest.drain(dry_run=True).run()
-        at = now()
+        at = utc_now()
         known = {
             one.id: one
-            for one in await harvest.ledger.due_certificates(
-                at, harvest.cadence.horizon(at), len(orders), scope=EVERYTHING
+            for one in await due_certificates(
+                harvest.database, at, harvest.cadence.horizon(at), len(orders), scope=EVERYTHING
             )
         }
         turns = sorted(known, key=lambda name: name[::-1])
         for minutes, name in enumerate(reversed(turns), 1):
-            await harvest.ledger.record_certificate_failure(
+            await record_certificate_failure(
+                harvest.database,
                 known[name],
                 at,
                 state=CertificateState.OWED,

@@ -35,7 +35,7 @@ async def test_no_certificate_is_fetched_from_where_a_redirect_points(scene: Sce
     assert "elsewhere" not in scene.log_text()
     assert "/etc/passwd" not in scene.log_text()
 
-    assert (await scene.drain()).collected.filed == orders
+    assert (await scene.drain()).collected.stored == orders
 
 
 @fault("N19")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harvester.domain.errors import Unreachable
-from harvester.lune import Deadlines, LuneClient, Pacer
+from harvester.lune import Deadlines, LuneClient, RateLimiter
 from tests.acceptance.harness import events
 from tests.faults.authority import Authority
 from tests.faults.catalogue import fault
@@ -37,7 +37,7 @@ async def failure(relay: Relay, authority: Authority) -> Unreachable:
     trust = ssl.create_default_context(cafile=authority.file)
     base = relay.base_url("https")
     options = {"deadlines": PATIENT, "sleep": Naps(), "tls": trust}
-    async with LuneClient(base, lambda: KEY, Pacer(1000), **options) as lune:  # type: ignore[arg-type]  # mypy takes the values of one dict for one type
+    async with LuneClient(base, lambda: KEY, RateLimiter(1000), **options) as lune:  # type: ignore[arg-type]  # mypy takes the values of one dict for one type
         with pytest.raises(Unreachable) as caught:
             await lune.fetch_own_account()
     return caught.value

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harvester.lune import Caps
+from harvester.lune import ClientOptions
 from tests.faults.catalogue import fault
 from tests.faults.quick import chain, detail, quick, summary
 from tests.faults.scene import Scene
@@ -114,7 +114,7 @@ async def test_an_order_that_cannot_be_kept_is_set_aside_alone(
     assert report.swept.new == 2
     [line] = report.unfinished
     assert "set aside" in line
-    assert len((await summary(scene)).set_aside) == 1
+    assert len((await summary(scene)).rejected) == 1
     scene.wire.clear()
     assert (await scene.drain()).unfinished == []
     assert (await summary(scene)).by_status == {"placed": 3}
@@ -157,7 +157,7 @@ async def test_a_single_order_over_the_cap_is_said_and_leaves_what_was_read(scen
     orders = [scene.order("placed", metadata={"note": "x" * 9_000})]
     scene.lune.clock.advance(100 * 86_400)
     orders += [scene.order("placed") for _ in range(2)]
-    async with quick(scene, Caps(json=8_000)) as one:
+    async with quick(scene, ClientOptions(json=8_000)) as one:
         [reason] = (await one.sweep()).failed.values()
         assert "too large: over 8000 bytes" in reason
         known = (await summary(scene)).by_status

@@ -15,9 +15,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from harvester.context import Stop
-from harvester.domain.schedule import Cadence
+from harvester.domain.schedule import Schedule
+from harvester.liveness import StepHungError
 from harvester.runtime.daemon import Daemon
-from harvester.runtime.liveness import StepHangsError
 from tests.acceptance.harness import Ran, until
 from tests.faults import liveness
 from tests.faults.catalogue import fault
@@ -84,7 +84,7 @@ async def test_a_critical_task_that_dies_ends_the_service(part: str) -> None:
         sweep=broken if part == "sweep" else healthy,
         collector=broken if part == "collector" else healthy,
         placer=healthy,
-        cadence=Cadence(timedelta(milliseconds=200), timedelta(seconds=1)),
+        schedule=Schedule(timedelta(milliseconds=200), timedelta(seconds=1)),
         housekeeping=keep_house,
         requests=lambda: 0,
         stop=Stop(),
@@ -98,7 +98,7 @@ async def test_a_step_that_never_returns_ends_the_service(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     daemon = daemon_of(Steps(), Stop(), patience=1.0)
-    with capture_logs() as lines, pytest.raises(StepHangsError, match="sweep does nothing"):
+    with capture_logs() as lines, pytest.raises(StepHungError, match="sweep does nothing"):
         await asyncio.wait_for(daemon.run_forever(), 20)
     assert [line["reason"] for line in lines if line["event"] == "step hangs"]
     assert "Steps.run_once" in capfd.readouterr().err  # where it waits

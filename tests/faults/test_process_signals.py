@@ -106,7 +106,7 @@ async def test_a_second_signal_abandons_what_is_in_flight(
     assert ran.code == 0
     assert daemon.events("abandoned")
     report = await scene.drain()
-    assert report.collected.filed == 1
+    assert report.collected.stored == 1
 
 
 @fault("S3")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from harvester.app import now
+from harvester.context import utc_now
+from harvester.ledger.hints import webhook_health
 from tests.faults.catalogue import fault
 from tests.faults.hooks import Desk, body_of, desk, event, header
 from tests.faults.scene import Scene
@@ -54,7 +55,7 @@ async def test_a_stale_event_is_taken_as_a_hint_and_nothing_else(scene: Scene, o
         assert await taking.status(order.id) == "paid"
         assert await taking.rows(HINTS) == []
         account = scene.lune.accounts[0].id
-        told = await taking.harvest.ledger.announcements(account, now() - timedelta(days=1))
+        told = await webhook_health(taking.harvest.database, account, utc_now() - timedelta(days=1))
         assert told.heard_at is None
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from harvester.app import now
-from harvester.domain.records import EVERYTHING
+from harvester.context import utc_now
+from harvester.domain.orders import EVERYTHING
+from harvester.ledger.accounts import postpone_sweep
 from harvester.sandbox import Sandbox, SandboxOptions
 from harvester.web import lune_webhook as webhook
 from tests.acceptance.harness import Home, Running, until
@@ -36,7 +37,7 @@ async def test_a_busy_ledger_is_said_to_be_busy_and_keeps_nothing_by_halves(scen
             other.execute("BEGIN IMMEDIATE")
             status, body = await taking.ask(body_of(event(order.id)))
             assert status == 503
-            assert b"takes nothing just now" in body
+            assert b"takes nothing just utc_now" in body
             other.execute("ROLLBACK")
         await taking.tell_until_taken(event(order.id, number=2))
         await taking.harvest.sweep.heed()
@@ -102,13 +103,13 @@ async def test_a_flood_of_webhooks_does_not_keep_the_harvest_from_working(scene:
         try:
             async with asyncio.timeout(60):
                 await until(lambda: answers[200] > 20)
-                report = await taking.harvest.drain().run(EVERYTHING, None)
+                report = await taking.Drain(harvest).run(EVERYTHING, None)
         finally:
             over.set()
             await asyncio.gather(*senders)
         assert set(answers) <= {200, 503}
         assert not report.missing
-        assert report.collected.filed == 20
+        assert report.collected.stored == 20
 
 
 @fault("W18")
@@ -117,8 +118,8 @@ async def test_without_webhooks_looking_alone_finds_everything(scene: Scene) -> 
     order = scene.order("paid")
     async with desk(scene) as taking:
         scene.lune.move_order(order.id, "complete")
-        report = await taking.harvest.drain().run(EVERYTHING, None)
-        assert report.collected.filed == 1
+        report = await taking.Drain(harvest).run(EVERYTHING, None)
+        assert report.collected.stored == 1
         assert await taking.rows(COUNT) == [(0,)]
 
 
@@ -132,8 +133,8 @@ async def test_sweeps_are_rarer_while_webhooks_work_and_come_back_when_one_is_mi
         account = taking.account_id
 
         async def next_sweep() -> timedelta:
-            await taking.harvest.ledger.postpone_sweep(account, now())
-            accounts = await taking.harvest.book.accounts()
+            await postpone_sweep(taking.harvest.database, account, utc_now())
+            accounts = await taking.harvest.accounts.accounts()
             await taking.harvest.sweep.run_once(accounts)
             ((at, due),) = await taking.rows(
                 f"SELECT last_sweep_at, next_sweep_at FROM accounts WHERE id = '{account}'"

@@ -1,4 +1,4 @@
-"""A ledger, receivers on loopback and an announcer between them, with a clock that tests move."""
+"""A ledger, receivers on loopback and a dispatcher between them, with a clock that tests move."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from harvester.config.secrets import Secret
-from harvester.context import Stop
-from harvester.domain import deliveries as announcing
+from harvester.context import Context, Stop
 from harvester.domain.events import EventFilter
-from harvester.events.dispatch import Announcer
-from harvester.events.http import HttpSender
+from harvester.events import dispatch
+from harvester.events.dispatch import Dispatcher
+from harvester.events.http import HttpSender, SenderOptions
 from harvester.events.signing import make_secret
 from harvester.ledger import migrate
 from harvester.ledger.database import Database
-from harvester.ledger.outbox import SqlOutbox, list_events
-from harvester.ledger.sql import SqlLedger
-from tests.contract.ledger_cases import NOW, Kept, order
+from harvester.ledger.outbox import list_events
+from tests.contract.ledger_cases import NOW, SCHEDULE, Kept, order
 from tests.integration.receiver import Receiver
 
 ANY = EventFilter()
@@ -34,13 +33,13 @@ class Clock:
 
 
 class Scene:
-    """A ledger, receivers and an announcer on them, with a clock that tests move."""
+    """A ledger, receivers and a dispatcher to them, with a clock that tests move."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "ledger.db"
         migrate.upgrade(path)
         self.database = Database(path)
-        self.kept = Kept(SqlLedger(self.database), self.database)
+        self.kept = Kept(self.database)
         self.clock = Clock()
         self.stop = Stop()
         file = folder / "secret"
@@ -49,15 +48,10 @@ class Scene:
         self.secret = Secret("secret", None, file)
         self.senders: list[HttpSender] = []
 
-    async def announcer(self, *receivers: announcing.Receiver) -> Announcer:
-        one = Announcer(
-            SqlOutbox(self.database),
-            receivers,
-            clock=self.clock,
-            stop=self.stop,
-            luck=lambda: 0.5,
-        )
-        await one.begin()
+    async def dispatcher(self, *receivers: dispatch.Receiver) -> Dispatcher:
+        context = Context(SCHEDULE, self.stop, self.clock)
+        one = Dispatcher(self.database, receivers, context, jitter=lambda: 0.5)
+        await one.register()
         return one
 
     async def way_to(
@@ -66,21 +60,25 @@ class Scene:
         name: str = "billing",
         wanted: EventFilter = ANY,
         **more: Any,
-    ) -> announcing.Receiver:
-        options: dict[str, Any] = {"allow_private": True, "agent": "test"} | more
-        sender = HttpSender(receiver.url, [self.secret], clock=lambda: datetime.now(UTC), **options)
-        self.senders.append(await sender.__aenter__())
-        return announcing.Receiver(name, wanted, sender)
+    ) -> dispatch.Receiver:
+        options = SenderOptions(**({"allow_private": True, "agent": "test"} | more))
+        sender = HttpSender(receiver.url, [self.secret], lambda: datetime.now(UTC), options)
+        self.senders.append(sender)
+        return dispatch.Receiver(name, wanted, sender)
 
     async def move(self, status: str, *order_ids: str) -> None:
         await self.kept.see(*(order(one, status) for one in order_ids), at=self.clock.now)
 
-    async def lacking(self, name: str = "billing") -> list[int]:
-        rows = list_events(self.database, 0, {name: EventFilter()})
-        return [event.seq async for event, lacking in rows if lacking]
+    async def undelivered(self, name: str = "billing") -> list[int]:
+        """Return the numbers of the events that a receiver has not accepted."""
+        return [
+            event.seq
+            async for event, undelivered in list_events(self.database)
+            if name in {one.receiver for one in undelivered}
+        ]
 
-    async def next_try(self) -> datetime:
-        """Return when the one event that is lacking is due."""
-        ((_, (one,)),) = [row async for row in list_events(self.database, 0, {})]
-        assert one.next_try_at is not None
-        return one.next_try_at
+    async def next_attempt(self) -> datetime:
+        """Return when the one event that is undelivered is due."""
+        ((_, (one,)),) = [row async for row in list_events(self.database)]
+        assert one.next_attempt_at is not None
+        return one.next_attempt_at

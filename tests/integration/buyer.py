@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from harvester.ledger.sql import SqlLedger
+
 from harvester.domain.orders import Account
 from harvester.domain.purchases import Purchase, by_mass
-from harvester.domain.schedule import Cadence
-from harvester.harvest.purchase import Placed, Placer
+from harvester.domain.schedule import Schedule
+from harvester.harvest.purchase import Placed, Purchaser
+from harvester.ledger.accounts import read_accounts
 from harvester.ledger.database import Database
+from harvester.ledger.purchases import record_purchase, unsettled_purchases
 from harvester.ledger.queries import OrderDetail, find_orders
-from harvester.ledger.sql import SqlLedger
 from harvester.lune import LuneClient
 from tests.integration.order_desk import OWN, OrderDesk
 from tests.integration.raw_server import Naps
 
-CADENCE = Cadence(timedelta(minutes=15), timedelta(hours=6))
+CADENCE = Schedule(timedelta(minutes=15), timedelta(hours=6))
 MASS = by_mass("259.11", "kg", metadata={"customer": "Zoë"})
 
 
@@ -36,22 +39,22 @@ class Buyer:
     at: datetime = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
     @property
-    def placer(self) -> Placer:
+    def placer(self) -> Purchaser:
         """A new one each time, as after a restart: nothing may depend on what it remembers."""
-        return Placer(self.lune, self.ledger, CADENCE, lambda: self.at, self.naps)
+        return Purchaser(self.lune, self.ledger, CADENCE, lambda: self.at, self.naps)
 
     async def buy(self, purchase: Purchase = MASS, key: str = "K", account: str = OWN) -> Placed:
         return await self.placer.place(await self.account(account), purchase, key)
 
     async def account(self, account_id: str = OWN) -> Account:
-        (found,) = await self.ledger.accounts([account_id])
+        (found,) = await read_accounts(self.database, [account_id])
         return found
 
     async def rows(self, key: str = "K") -> list[OrderDetail]:
         return await find_orders(self.database, key)
 
     async def open_keys(self) -> list[str]:
-        return [one.idempotency_key for one in await self.ledger.unsettled_intentions()]
+        return [one.idempotency_key for one in await unsettled_purchases(self.database)]
 
     def written(self) -> list[tuple[str, str | None, str | None]]:
         """Return key, order and refusal of every intention, as another process would see them."""
@@ -61,4 +64,4 @@ class Buyer:
 
     async def intend(self, key: str = "K", account: str = OWN) -> None:
         """Leave behind what a process does that is killed after writing its intention."""
-        await self.ledger.record_intention(account, key, MASS, self.at)
+        await record_purchase(self.database, account, key, MASS, self.at)

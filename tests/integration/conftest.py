@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from harvester.app import Harvest, open_harvest
+from harvester.app import App, open_app
 from harvester.config.settings import Settings
 from harvester.context import Stop
 from harvester.sandbox import Sandbox, SandboxOptions
 
-OpenHarvest = Callable[..., AbstractAsyncContextManager[Harvest]]
+OpenApp = Callable[..., AbstractAsyncContextManager[App]]
 
 
 def settings_for(sandbox: Sandbox, folder: Path, **harvest: Any) -> Settings:
@@ -42,13 +42,13 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 
 @pytest.fixture
-def opened(sandbox: Sandbox, tmp_path: Path) -> OpenHarvest:
+def opened(sandbox: Sandbox, tmp_path: Path) -> OpenApp:
     """Open the harvest, as often as a test restarts it; keywords are [harvest] settings."""
 
     @asynccontextmanager
-    async def open_one(**harvest: Any) -> AsyncIterator[Harvest]:
+    async def open_one(**harvest: Any) -> AsyncIterator[App]:
         settings = settings_for(sandbox, tmp_path, **harvest)
-        async with open_harvest(settings, Stop(), "test") as one:
+        async with open_app(settings, Stop(), "test") as one:
             yield one
 
     return open_one

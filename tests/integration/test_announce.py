@@ -15,10 +15,11 @@ import pytest
 import structlog
 
 from harvester.domain import deliveries as announcing
-from harvester.domain.deliveries import NotTaken
+from harvester.domain.deliveries import DeliveryFailure
 from harvester.domain.events import Event, EventFilter
-from harvester.events.dispatch import Announcer
+from harvester.events.dispatch import Dispatcher
 from harvester.ledger import migrate
+from harvester.ledger.accounts import park_account, record_accounts
 from harvester.ledger.database import Database
 from harvester.ledger.outbox import SqlOutbox, list_events
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, order
@@ -34,7 +35,7 @@ SECOND, MINUTE, HOUR, DAY = (
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     one = Scene(tmp_path)
-    await one.kept.ledger.record_accounts([ACCOUNT, CLIENT], NOW)
+    await record_accounts(one.kept.database, [ACCOUNT, CLIENT], NOW)
     yield one
     for sender in one.senders:
         await sender.__aexit__(None, None, None)
@@ -190,7 +191,7 @@ async def test_what_was_sent_and_not_recorded_is_sent_again_under_the_same_id(
         await asyncio.to_thread(migrate.backup, scene.database.path, before)
         await announcer.run_once()
         after = Database(shutil.copyfile(before, tmp_path / "after.db"))
-        again = Announcer(SqlOutbox(after), [way], clock=scene.clock, stop=scene.stop)
+        again = Dispatcher(SqlOutbox(after), [way], clock=scene.clock, stop=scene.stop)
         await again.begin()
         await again.run_once()
         await after.close()
@@ -250,7 +251,7 @@ async def test_a_receiver_is_told_only_what_it_wants(scene: Scene) -> None:
         announcer = await scene.announcer(await scene.way_to(billing, wanted=wanted))
         await scene.move("placed", "o1")
         await scene.kept.see(order("c1"), account=CLIENT)
-        await scene.kept.ledger.park_account("client", "suspended", NOW, NOW)
+        await park_account(scene.kept.database, "client", "suspended", NOW, NOW)
         await announcer.run_once()
         assert [event["subject"] for event in billing.taken] == ["c1"]
     rows = list_events(scene.database, 0, {"billing": wanted})
@@ -284,7 +285,7 @@ async def test_a_fault_of_ours_with_one_event_keeps_no_other_from_being_told(sce
     taken: list[str | None] = []
 
     class Clumsy:
-        async def send(self, event: Event) -> NotTaken | None:
+        async def send(self, event: Event) -> DeliveryFailure | None:
             if event.order_id == "o1":
                 raise RuntimeError("a secret of ours")
             taken.append(event.order_id)

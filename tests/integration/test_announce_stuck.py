@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from harvester.app import Harvest, open_dry_harvest, open_harvest
+from harvester.app import App, open_app, open_dry_app
 from harvester.config.settings import Settings
 from harvester.context import Stop
 from harvester.ledger.events import read_events
+from harvester.runtime.drain import Drain
 from harvester.sandbox import Sandbox
 from tests.integration.conftest import settings_for
 
@@ -21,7 +22,7 @@ def settings(sandbox: Sandbox, folder: Path, told: Path) -> Settings:
     return Settings.model_validate(configured.model_dump() | events)
 
 
-async def stuck(harvest: Harvest) -> list[str | None]:
+async def stuck(harvest: App) -> list[str | None]:
     found = await read_events(harvest.database, 0, 100)
     return [event.order_id for event in found.events if event.type == "order.stuck"]
 
@@ -31,8 +32,8 @@ async def test_a_drain_tells_once_of_an_order_that_does_not_move(
 ) -> None:
     order, told = sandbox.create_order("paid", hold=True), tmp_path / "told"
     for _ in range(2):
-        async with open_harvest(settings(sandbox, tmp_path, told), Stop(), "test") as harvest:
-            await harvest.drain().run()
+        async with open_app(settings(sandbox, tmp_path, told), Stop(), "test") as harvest:
+            await Drain(harvest).run()
             assert await stuck(harvest) == [order.id]
             document = json.loads(told.read_text())  # one document: once, and in the same drain
             assert document["subject"] == order.id
@@ -41,7 +42,7 @@ async def test_a_drain_tells_once_of_an_order_that_does_not_move(
 async def test_a_dry_run_tells_of_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.create_order("paid", hold=True)
     configured = settings(sandbox, tmp_path, tmp_path / "told")
-    async with open_dry_harvest(configured, Stop()) as harvest:
+    async with open_dry_app(configured, Stop()) as harvest:
         await harvest.drain(dry_run=True).run()
         assert await stuck(harvest) == []
 
@@ -51,14 +52,14 @@ async def test_an_order_only_seems_to_stay_while_lune_cannot_be_asked(
 ) -> None:
     order, told = sandbox.create_order("retiring", hold=True), tmp_path / "told"
     configured = settings(sandbox, tmp_path, told)
-    async with open_harvest(configured, Stop(), "test") as harvest:
-        await harvest.drain().run()
+    async with open_app(configured, Stop(), "test") as harvest:
+        await Drain(harvest).run()
         sandbox.move_order(order.id, "complete")
         assert await stuck(harvest) == []
     raised = configured.model_dump()
     raised["harvest"] |= {"stuck_paid": None, "stuck_retiring": "1ms"}
-    async with open_harvest(Settings.model_validate(raised), Stop(), "test") as harvest:
+    async with open_app(Settings.model_validate(raised), Stop(), "test") as harvest:
         await sandbox.stop()
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
         assert report.unreachable is not None
         assert await stuck(harvest) == []

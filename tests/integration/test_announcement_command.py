@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harvester.config.load import NOT_SETTINGS
-from harvester.domain.deliveries import NotTaken
+from harvester.domain.deliveries import DeliveryFailure
 from harvester.domain.events import EVENT_VARIABLES, Event, cloud_event
 from harvester.events.command import CommandHook
 
@@ -123,7 +123,7 @@ async def test_a_command_is_not_run_by_a_shell(tmp_path: Path) -> None:
 )
 async def test_anything_but_success_means_not_taken(command: list[str], reason: str) -> None:
     of_event = reason.startswith("exit")  # the others are about every event
-    assert await hook(*command).send(event({})) == NotTaken(reason, of_event=of_event)
+    assert await hook(*command).send(event({})) == DeliveryFailure(reason, of_event=of_event)
 
 
 async def test_a_command_that_does_not_read_is_not_a_fault() -> None:
@@ -141,7 +141,7 @@ async def test_a_command_that_takes_too_long_is_killed_with_all_it_started(
 ) -> None:
     pids = tmp_path / "pids"
     outcome = await sleeping(pids, seconds=2).send(event({}))
-    assert outcome == NotTaken("took longer than 2 s")
+    assert outcome == DeliveryFailure("took longer than 2 s")
     await are_gone(pids)
 
 
@@ -166,7 +166,7 @@ async def test_a_command_that_is_abandoned_while_it_starts_is_killed(
     await abandon(sending, pids)
 
 
-async def abandon(sending: asyncio.Task[NotTaken | None], pids: Path) -> None:
+async def abandon(sending: asyncio.Task[DeliveryFailure | None], pids: Path) -> None:
     """Cancel once the processes run; they have to end."""
     async with asyncio.timeout(60):
         while not pids.exists():  # noqa: ASYNC110 - nothing tells of a file

@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from harvester.config.secrets import Secret
-from harvester.domain.deliveries import NotTaken
+from harvester.domain.deliveries import DeliveryFailure
 from harvester.domain.errors import ConfigurationError
 from harvester.domain.events import Event, cloud_event, event_text
 from harvester.events.http import HttpSender
@@ -53,7 +53,9 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield one
 
 
-async def send(url: str, *secrets: Secret, event: Event = EVENT, **more: Any) -> NotTaken | None:
+async def send(
+    url: str, *secrets: Secret, event: Event = EVENT, **more: Any
+) -> DeliveryFailure | None:
     """Send one event as configured; to private addresses unless told otherwise."""
     options: dict[str, Any] = {"allow_private": True, "clock": now, "agent": "test/1"} | more
     async with HttpSender(url, secrets, **options) as sender:
@@ -159,13 +161,13 @@ async def test_any_other_status_means_not_taken(
     receiver: Receiver, tmp_path: Path, status: int
 ) -> None:
     receiver.judge = lambda _: status
-    wanted = NotTaken(f"status {status}", of_event=status in {400, 409})
+    wanted = DeliveryFailure(f"status {status}", of_event=status in {400, 409})
     assert await send(receiver.url, secret_in(tmp_path)) == wanted
 
 
 async def test_gone_means_never_again(receiver: Receiver, tmp_path: Path) -> None:
     receiver.judge = lambda _: 410
-    assert await send(receiver.url, secret_in(tmp_path)) == NotTaken("status 410", gone=True)
+    assert await send(receiver.url, secret_in(tmp_path)) == DeliveryFailure("status 410", gone=True)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -173,7 +175,7 @@ async def test_a_redirect_is_not_followed(tmp_path: Path, status: int) -> None:
     async with receiving() as other, receiving(headers={"Location": other.url}) as first:
         first.judge = lambda _: status
         outcome = await send(first.url, secret_in(tmp_path))
-    assert outcome == NotTaken(f"status {status}: redirects are not followed")
+    assert outcome == DeliveryFailure(f"status {status}: redirects are not followed")
     assert other.sent == []
 
 
@@ -191,7 +193,7 @@ async def test_an_attempt_has_a_deadline_as_a_whole(receiver: Receiver, tmp_path
     receiver.hold.clear()
     async with asyncio.timeout(10):
         outcome = await send(receiver.url, secret_in(tmp_path), deadline=0.2)
-    assert outcome == NotTaken("no answer within 0.2 s")
+    assert outcome == DeliveryFailure("no answer within 0.2 s")
 
 
 async def test_an_answer_without_end_is_not_read(tmp_path: Path) -> None:

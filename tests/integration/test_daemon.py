@@ -11,16 +11,16 @@ from typing import Any, cast
 import pytest
 import structlog
 
-from harvester.app import Harvest, now
-from harvester.context import Stop
+from harvester.app import App
+from harvester.context import Stop, utc_now
 from harvester.domain.errors import LedgerUnavailable
-from harvester.domain.schedule import Cadence
+from harvester.domain.schedule import Schedule
 from harvester.harvest.reports import CollectReport, SweepReport
 from harvester.ledger.queries import summarise
 from harvester.runtime.daemon import Daemon, _Every
 from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox
-from tests.integration.conftest import OpenHarvest
+from tests.integration.conftest import OpenApp
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 FAST = {"sweep_interval": "200ms", "longest_interval": "1s"}
@@ -32,16 +32,16 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -
             await asyncio.sleep(0.05)
 
 
-def stored(harvest: Harvest, count: int) -> Callable[[], Awaitable[bool]]:
+def stored(harvest: App, count: int) -> Callable[[], Awaitable[bool]]:
     async def is_so() -> bool:
-        state = await summarise(harvest.database, now())
+        state = await summarise(harvest.database, utc_now())
         return state.by_certificate.get("stored", 0) == count
 
     return is_so
 
 
 async def test_new_orders_are_found_followed_and_filed_without_being_asked(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     order = sandbox.create_order("paid", hold=True)
     async with opened(**FAST) as harvest:
@@ -55,7 +55,7 @@ async def test_new_orders_are_found_followed_and_filed_without_being_asked(
 
 
 async def test_a_refused_key_is_said_once_and_not_asked_with_again(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     sandbox.create_order("complete", hold=True)
     async with opened(**FAST) as harvest:
@@ -112,7 +112,7 @@ def daemon_of(
         sweep=anything,
         collector=anything,
         placer=anything,
-        cadence=Cadence(timedelta(milliseconds=200), timedelta(seconds=1)),
+        schedule=Schedule(timedelta(milliseconds=200), timedelta(seconds=1)),
         housekeeping=nothing,
         requests=requests,
         stop=stop,

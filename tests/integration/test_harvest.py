@@ -9,44 +9,49 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.app import Harvest, now
+from harvester.app import App
+from harvester.context import utc_now
 from harvester.domain.errors import ConfigurationError, KeyRefused
-from harvester.domain.records import EVERYTHING, OrderFilter
+from harvester.domain.orders import EVERYTHING, OrderFilter
 from harvester.harvest.collect import Collector
+from harvester.ledger.accounts import begin_sweep, postpone_sweep, read_accounts
+from harvester.ledger.certificates import reopen_certificate
+from harvester.ledger.orders import record_orders
 from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, stream_orders
+from harvester.ledger.schedule import postpone_checks
 from harvester.runtime.drain import DrainReport
 from harvester.sandbox import Sandbox
-from tests.integration.conftest import OpenHarvest
+from tests.integration.conftest import OpenApp
 
 CERTIFICATE = "GET /orders/{id}/certificate"
 
 
-async def rows(harvest: Harvest) -> dict[str, OrderRow]:
+async def rows(harvest: App) -> dict[str, OrderRow]:
     return {row.id: row async for row in stream_orders(harvest.database)}
 
 
-async def detail(harvest: Harvest, order_id: str) -> OrderDetail:
+async def detail(harvest: App, order_id: str) -> OrderDetail:
     (found,) = await find_orders(harvest.database, order_id)
     return found
 
 
-async def chain(harvest: Harvest, order_id: str) -> list[tuple[str | None, str]]:
+async def chain(harvest: App, order_id: str) -> list[tuple[str | None, str]]:
     steps = (await detail(harvest, order_id)).transitions
     assert [step.seq for step in steps] == list(range(1, len(steps) + 1))
     return [(step.from_status, step.to_status) for step in steps]
 
 
-async def make_everything_due(harvest: Harvest) -> None:
+async def make_everything_due(harvest: App) -> None:
     """Let an interval pass, as the ledger sees it."""
-    for account in await harvest.ledger.accounts():
-        await harvest.ledger.postpone_sweep(account.id, now())
+    for account in await read_accounts(harvest.database):
+        await postpone_sweep(harvest.database, account.id, utc_now())
         ids = [row.id for row in (await rows(harvest)).values() if row.next_check_at]
-        await harvest.ledger.postpone_looks(account.id, ids, now())
+        await postpone_checks(harvest.database, account.id, ids, utc_now())
 
 
-async def sweep(harvest: Harvest) -> None:
+async def sweep(harvest: App) -> None:
     await make_everything_due(harvest)
-    await harvest.sweep.run_once(await harvest.book.accounts())
+    await harvest.sweep.run_once(await harvest.accounts.accounts())
 
 
 def pdfs(folder: Path) -> list[Path]:
@@ -54,7 +59,7 @@ def pdfs(folder: Path) -> list[Path]:
 
 
 async def test_an_order_is_followed_from_received_to_a_filed_certificate(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     order = sandbox.create_order("received", hold=True)
     async with opened() as harvest:
@@ -78,7 +83,7 @@ async def test_an_order_is_followed_from_received_to_a_filed_certificate(
 
 
 async def test_a_jump_is_one_transition_and_nothing_is_invented(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     order = sandbox.create_order("placed", hold=True)
     async with opened() as harvest:
@@ -89,11 +94,11 @@ async def test_a_jump_is_one_transition_and_nothing_is_invented(
 
 
 async def test_a_backward_status_is_an_anomaly_and_the_order_is_looked_at_again(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     order = sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         sandbox.move_order(order.id, "paid")
         await sweep(harvest)
         found = await detail(harvest, order.id)
@@ -112,45 +117,45 @@ async def test_a_backward_status_is_an_anomaly_and_the_order_is_looked_at_again(
 
 
 async def test_a_certificate_is_downloaded_once_however_often_it_is_drained(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     for _ in range(3):
         sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
     asked = sandbox.journal.count()
     async with opened() as harvest:
-        report = await harvest.drain().run()
-    assert (report.collected.filed, report.collected.adopted) == (0, 0)
+        report = await Drain(harvest).run()
+    assert (report.collected.stored, report.collected.recovered) == (0, 0)
     # Accounts (own, two lists) and a page for each of the two accounts.
     assert sandbox.journal.count() - asked == 5
     assert len(pdfs(tmp_path)) == 3
 
 
 async def test_a_file_whose_row_was_lost_is_adopted_without_a_download(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
     for path in tmp_path.glob("ledger.db*"):
         path.unlink()
     before = [(path, path.stat().st_ino) for path in pdfs(tmp_path)]
     sandbox.journal.clear()
     async with opened() as harvest:
-        report = await harvest.drain().run()
-    assert (report.collected.adopted, report.collected.filed) == (1, 0)
+        report = await Drain(harvest).run()
+    assert (report.collected.recovered, report.collected.stored) == (1, 0)
     assert sandbox.journal.count(CERTIFICATE) == 0
     assert [(path, path.stat().st_ino) for path in pdfs(tmp_path)] == before
 
 
 async def test_an_interim_certificate_is_kept_beside_the_final_one(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     order = sandbox.create_order("retiring", hold=True)
     interim = sandbox.certificate(order.id)
     async with opened(interim=True) as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         assert [path.name for path in pdfs(tmp_path)] == [f"{order.id}.interim.pdf"]
         sandbox.move_order(order.id, "complete")
         await sweep(harvest)
@@ -165,7 +170,7 @@ async def test_an_interim_certificate_is_kept_beside_the_final_one(
 
 
 async def test_an_interim_certificate_that_is_not_there_yet_costs_one_request_a_look(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     sandbox.faults.add("certificate-missing")
     sandbox.create_order("retiring", hold=True)
@@ -180,51 +185,51 @@ async def test_an_interim_certificate_that_is_not_there_yet_costs_one_request_a_
 
 
 async def test_a_certificate_missing_at_complete_is_owed_and_had_later(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     sandbox.faults.add("certificate-missing")
     sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
         (missing,) = report.missing
         assert (missing.state, missing.attempts) == ("owed", 1)
         assert missing.next_try_at is not None
-        assert timedelta(0) < missing.next_try_at - now() <= timedelta(seconds=10)
+        assert timedelta(0) < missing.next_try_at - utc_now() <= timedelta(seconds=10)
         assert report.unfinished
         sandbox.faults.clear()
         assert (await harvest.collector.run_once()).filed == 0  # not due yet
-        assert (await harvest.drain().run()).collected.filed == 1  # a drain asks all the same
+        assert (await Drain(harvest).run()).collected.stored == 1  # a drain asks all the same
 
 
 @pytest.mark.parametrize("fault", ["not-pdf", "html-certificate"])
 async def test_what_is_not_a_whole_pdf_is_never_filed(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path, fault: str
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path, fault: str
 ) -> None:
     sandbox.faults.add(fault)
     order = sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        report = await harvest.drain().run()
-        assert report.collected.filed == 0
+        report = await Drain(harvest).run()
+        assert report.collected.stored == 0
         assert [one.order_id for one in report.missing] == [order.id]
         assert [one.state for one in report.missing] == ["failed"]
         assert pdfs(tmp_path) == []
         kept = sorted(path.name for path in (tmp_path / "archive" / "quarantine").iterdir())
         assert [path.endswith((".bin", ".reason.txt")) for path in kept] == [True, True]
         sandbox.faults.clear()
-        assert (await harvest.drain().run()).collected.filed == 1
+        assert (await Drain(harvest).run()).collected.stored == 1
 
 
 async def test_changed_bytes_become_version_two_and_the_first_file_stays(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     sandbox.faults.add("certificate-changes")
     order = sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         (first,) = pdfs(tmp_path)
         bytes_before = first.read_bytes()
         account = (await rows(harvest))[order.id].account_id
-        await harvest.ledger.reopen_certificate(account, order.id, 1, now())
+        await reopen_certificate(harvest.database, account, order.id, 1, utc_now())
         await harvest.collector.run_once()
         found = await detail(harvest, order.id)
     assert [c.version for c in found.certificates] == [1, 2]
@@ -233,7 +238,7 @@ async def test_changed_bytes_become_version_two_and_the_first_file_stays(
 
 
 async def test_a_sweep_cut_short_does_not_hide_the_orders_below_it(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     async with opened() as harvest:
         sandbox.create_order("complete", hold=True)
@@ -241,32 +246,30 @@ async def test_a_sweep_cut_short_does_not_hide_the_orders_below_it(
         expected = {sandbox.create_order("received", hold=True).id for _ in range(250)}
         # The first page is recorded, then the daemon is stopped in the middle of the listing.
         account = sandbox.accounts[0]
-        (own,) = await harvest.ledger.accounts([account.id])
-        mark = await harvest.ledger.begin_sweep(own.id)
+        (own,) = await read_accounts(harvest.database, [account.id])
+        mark = await begin_sweep(harvest.database, own.id)
         page = await harvest.lune.fetch_orders(own)
         from harvester.domain.orders import Source
 
-        await harvest.ledger.record_orders(own, page, Source.SWEEP, now(), harvest.cadence, mark)
+        await record_orders(
+            harvest.database, own, page, Source.SWEEP, utc_now(), harvest.cadence, mark
+        )
     async with opened() as harvest:
         await sweep(harvest)
         assert expected <= (await rows(harvest)).keys()
 
 
-async def test_a_quiet_account_costs_one_page_a_sweep(
-    sandbox: Sandbox, opened: OpenHarvest
-) -> None:
+async def test_a_quiet_account_costs_one_page_a_sweep(sandbox: Sandbox, opened: OpenApp) -> None:
     for _ in range(250):
         sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         sandbox.journal.clear()
         await sweep(harvest)
         assert sandbox.journal.count() == 2  # two accounts, a page each
 
 
-async def test_an_old_open_order_is_asked_for_by_itself(
-    sandbox: Sandbox, opened: OpenHarvest
-) -> None:
+async def test_an_old_open_order_is_asked_for_by_itself(sandbox: Sandbox, opened: OpenApp) -> None:
     old = sandbox.create_order("paid", hold=True)
     for _ in range(350):
         sandbox.create_order("received", hold=True)
@@ -274,7 +277,7 @@ async def test_an_old_open_order_is_asked_for_by_itself(
         if order.id != old.id:
             sandbox.move_order(order.id, "cancelled")
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         sandbox.move_order(old.id, "complete")
         sandbox.journal.clear()
         await sweep(harvest)
@@ -285,18 +288,18 @@ async def test_an_old_open_order_is_asked_for_by_itself(
 
 
 async def test_a_suspended_account_is_parked_and_the_others_go_on(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     bad, good = sandbox.accounts[1], sandbox.accounts[0]
     order = sandbox.create_order("complete", account_id=good.id, hold=True)
     sandbox.create_order("complete", account_id=bad.id, hold=True)
     sandbox.faults.add(f"suspended-account={bad.id}")
     async with opened() as harvest:
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
         assert list(report.swept.parked) == [bad.id]
         assert (await rows(harvest))[order.id].certificate_state == "stored"
         sandbox.journal.clear()
-        await harvest.sweep.run_once(await harvest.book.accounts())
+        await harvest.sweep.run_once(await harvest.accounts.accounts())
         assert sandbox.journal.count() == 0  # parked, and the other one is not due
         sandbox.faults.clear()
         await sweep(harvest)
@@ -313,12 +316,12 @@ async def count_at_rest(sandbox: Sandbox) -> int:
 
 
 async def test_a_refused_key_ends_the_round_with_few_requests(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     for _ in range(30):
         sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.sweep.run_once(await harvest.book.accounts())
+        await harvest.sweep.run_once(await harvest.accounts.accounts())
         sandbox.faults.add("revoked-key")
         sandbox.journal.clear()
         with pytest.raises(KeyRefused):
@@ -332,11 +335,11 @@ async def test_a_refused_key_ends_the_round_with_few_requests(
 
 
 async def test_storage_that_is_gone_costs_no_order_an_attempt_and_resumes_by_itself(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     order = sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.sweep.run_once(await harvest.book.accounts())
+        await harvest.sweep.run_once(await harvest.accounts.accounts())
         (tmp_path / "archive").rename(tmp_path / "away")
         assert (await harvest.collector.run_once()).storage is not None
         sandbox.journal.clear()
@@ -349,24 +352,24 @@ async def test_storage_that_is_gone_costs_no_order_an_attempt_and_resumes_by_its
 
 
 async def test_storage_that_was_emptied_and_made_again_is_used(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     sandbox.create_order("complete", hold=True)
     async with opened() as harvest:
-        await harvest.sweep.run_once(await harvest.book.accounts())
+        await harvest.sweep.run_once(await harvest.accounts.accounts())
         (tmp_path / "archive").rename(tmp_path / "away")
         assert (await harvest.collector.run_once()).storage is not None
         (tmp_path / "archive").mkdir()
         assert (await harvest.collector.run_once()).filed == 1
 
 
-async def test_a_key_of_the_other_mode_is_refused(sandbox: Sandbox, opened: OpenHarvest) -> None:
+async def test_a_key_of_the_other_mode_is_refused(sandbox: Sandbox, opened: OpenApp) -> None:
     async with opened() as harvest:
-        await harvest.book.accounts()
+        await harvest.accounts.accounts()
         await harvest.database.write(_turn_live)
     async with opened() as harvest:
         with pytest.raises(ConfigurationError, match="test key, but this ledger holds live"):
-            await harvest.book.accounts()
+            await harvest.accounts.accounts()
 
 
 async def _turn_live(connection: AsyncConnection) -> None:
@@ -378,7 +381,7 @@ async def _turn_live(connection: AsyncConnection) -> None:
 
 
 async def test_a_drain_of_a_span_files_only_what_is_in_it(
-    sandbox: Sandbox, opened: OpenHarvest, tmp_path: Path
+    sandbox: Sandbox, opened: OpenApp, tmp_path: Path
 ) -> None:
     for _ in range(5):
         sandbox.create_order("complete")
@@ -396,14 +399,14 @@ async def test_a_drain_of_a_span_files_only_what_is_in_it(
         assert sorted(stored) == created[1:3]
 
 
-async def drained(harvest: Harvest, scope: OrderFilter) -> dict[str, OrderRow]:
-    report: DrainReport = await harvest.drain().run(scope)
+async def drained(harvest: App, scope: OrderFilter) -> dict[str, OrderRow]:
+    report: DrainReport = await Drain(harvest).run(scope)
     assert not report.unfinished
     return await rows(harvest)
 
 
 async def test_tracking_finds_an_order_by_key_in_whichever_account_has_it(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     theirs = sandbox.accounts[1]
     order = sandbox.create_order("paid", account_id=theirs.id, idempotency_key="INV/1 ü", hold=True)
@@ -421,11 +424,11 @@ async def test_tracking_finds_an_order_by_key_in_whichever_account_has_it(
 
 
 async def test_a_fault_of_ours_on_one_order_leaves_the_others_their_certificates(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     orders = [sandbox.create_order("complete", hold=True) for _ in range(3)]
     async with opened() as harvest:
-        await harvest.sweep.run_once(await harvest.book.accounts())
+        await harvest.sweep.run_once(await harvest.accounts.accounts())
 
         def name(account_id: str, order_id: str, *rest: object, interim: bool = False) -> str:
             if order_id == orders[1].id:
@@ -440,8 +443,8 @@ async def test_a_fault_of_ours_on_one_order_leaves_the_others_their_certificates
             harvest.archive,
             name=name,  # type: ignore[arg-type]  # a naming that breaks
             check=check_pdf,
-            cadence=harvest.cadence,
-            clock=now,
+            schedule=harvest.cadence,
+            clock=utc_now,
             stop=harvest.stop,
         )
         report = await collector.run_once()

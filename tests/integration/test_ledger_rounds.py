@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from harvester.domain.ports import Lune
+from harvester.ledger.sql import SqlLedger
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from harvester.context import Stop
-from harvester.domain.orders import Account, Order, OrderPage
-from harvester.domain.ports import Lune
-from harvester.domain.records import EVERYTHING
+from harvester.domain.orders import EVERYTHING, Account, Order, OrderPage
 from harvester.harvest.sweep import Sweep
 from harvester.ledger import migrate
+from harvester.ledger.accounts import park_account, parked_accounts, postpone_sweep
+from harvester.ledger.certificates import count_missing_certificates
 from harvester.ledger.database import Database
 from harvester.ledger.queries import summarise
-from harvester.ledger.sql import SqlLedger
-from harvester.lune.priority import Urgency
-from tests.contract.ledger_cases import ACCOUNT, CADENCE, CLIENT, DAY, FAR, HOUR, NOW, Kept, order
+from harvester.ledger.schedule import due_checks, newest_positions, status_durations
+from harvester.lune.rate_limiter import Priority
+from tests.contract.ledger_cases import ACCOUNT, SCHEDULE, CLIENT, DAY, FAR, HOUR, NOW, Kept, order
 
 LATER = NOW + DAY
 
@@ -37,7 +39,7 @@ class SlowLune:
         self.begun, self.go = asyncio.Event(), asyncio.Event()
 
     async def fetch_order(
-        self, account: Account, order_id: str, *, urgency: Urgency = Urgency.DUE
+        self, account: Account, order_id: str, *, priority: Priority = Priority.DUE
     ) -> Order:
         self.asked.append((account.id, order_id))
         self.begun.set()
@@ -45,9 +47,9 @@ class SlowLune:
         return order(order_id, "paid")
 
     async def fetch_orders(
-        self, account: Account, after: str | None = None, *, urgency: Urgency = Urgency.DUE
+        self, account: Account, after: str | None = None, *, priority: Priority = Priority.DUE
     ) -> OrderPage:
-        self.asked.append((account.id, "newest" if urgency is Urgency.BACKGROUND else str(after)))
+        self.asked.append((account.id, "newest" if priority is Priority.BACKGROUND else str(after)))
         return next(self._pages, OrderPage((), (), None))
 
 
@@ -77,7 +79,7 @@ async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
 
 
 def sweep_of(kept: Kept, lune: SlowLune) -> Sweep:
-    return Sweep(cast("Lune", lune), kept.ledger, CADENCE, lambda: LATER, Stop())
+    return Sweep(cast("Lune", lune), kept.ledger, SCHEDULE, lambda: LATER, Stop())
 
 
 async def plan_of(kept: Kept, table: str, *asking: Awaitable[object]) -> list[str]:
@@ -106,9 +108,9 @@ async def test_a_round_is_planned_and_the_ledger_counted_from_indexes_alone(kept
     plan = await plan_of(
         kept,
         "orders",
-        kept.ledger.due_looks(NOW, FAR),
-        kept.ledger.newest_places(["acct"]),
-        kept.ledger.count_missing_certificates(EVERYTHING),
+        due_checks(kept.database, NOW, FAR),
+        newest_positions(kept.database, ["acct"]),
+        count_missing_certificates(kept.database, EVERYTHING),
         summarise(kept.database, NOW),
     )
     steps = [step for step in plan if " orders" in step]
@@ -117,7 +119,7 @@ async def test_a_round_is_planned_and_the_ledger_counted_from_indexes_alone(kept
 
 
 async def test_stays_are_read_from_the_orders_that_moved_last_and_not_from_all(kept: Kept) -> None:
-    plan = await plan_of(kept, "transitions", kept.ledger.recent_stays(10, NOW))
+    plan = await plan_of(kept, "transitions", status_durations(kept.database, 10, NOW))
     (moved,) = (step for step in plan if " orders" in step)
     (stays,) = (step for step in plan if " transitions" in step)
     assert " COVERING INDEX orders_changed" in moved
@@ -144,7 +146,7 @@ async def test_due_looks_of_all_accounts_but_the_parked_are_asked_for(kept: Kept
     await kept.see(order("o2"), account=CLIENT)
     lune = SlowLune()
     lune.go.set()
-    await kept.ledger.park_account("client", "suspended", FAR, NOW)
+    await park_account(kept.database, "client", "suspended", FAR, NOW)
     await sweep_of(kept, lune).run_once([])
     assert lune.asked == [("acct", "o1")]
 
@@ -153,10 +155,10 @@ async def test_a_parked_account_whose_time_has_come_is_asked_for_its_looks_too(k
     await kept.see(order("o2"), account=CLIENT)
     lune = SlowLune()
     lune.go.set()
-    await kept.ledger.park_account("client", "suspended", LATER, NOW)
+    await park_account(kept.database, "client", "suspended", LATER, NOW)
     await sweep_of(kept, lune).run_once([ACCOUNT, CLIENT])
     assert lune.asked == [("client", "newest"), ("client", "o2")]
-    assert await kept.ledger.parked_accounts() == set()
+    assert await parked_accounts(kept.database) == set()
 
 
 def page(*ids: str) -> OrderPage:
@@ -173,7 +175,7 @@ def page(*ids: str) -> OrderPage:
     ids=["the same page", "an earlier page", "an empty page"],
 )
 async def test_a_listing_that_never_ends_is_given_up(kept: Kept, pages: list[OrderPage]) -> None:
-    await kept.ledger.postpone_sweep("acct", LATER)
+    await postpone_sweep(kept.database, "acct", LATER)
     lune = SlowLune(*pages)
     report = await sweep_of(kept, lune).run_once([ACCOUNT])
     assert "never ends" in report.failed["acct"]
@@ -182,7 +184,7 @@ async def test_a_listing_that_never_ends_is_given_up(kept: Kept, pages: list[Ord
 
 async def test_what_the_newest_page_shows_is_not_asked_for_by_itself(kept: Kept) -> None:
     await kept.see(order("o1"), order("o2"))
-    await kept.ledger.postpone_sweep("acct", LATER)
+    await postpone_sweep(kept.database, "acct", LATER)
     lune = SlowLune(page("o3"), OrderPage((order("o1"),), (), None))
     lune.go.set()
     await sweep_of(kept, lune).run_once([ACCOUNT])

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
+from harvester.ledger.sql import SqlLedger
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,7 +29,6 @@ from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUna
 from harvester.ledger import migrate
 from harvester.ledger.audit import contradictions
 from harvester.ledger.database import Database
-from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, NOW, Kept, order
 from tests.needs import cannot
 
@@ -105,7 +105,7 @@ def next_release(folder: Path, then: str = "") -> Path:
         folder / "harvester",
         ignore=shutil.ignore_patterns("migrations", "__pycache__"),
     )
-    (migrations / "versions" / "next.py").write_text(NEXT.format(head=migrate.HEAD, then=then))
+    (migrations / "versions" / "next.py").write_text(NEXT.format(head=migrate.head(), then=then))
     with (folder / "harvester" / "ledger" / "migrate.py").open("a") as module:
         module.write('\nREVISIONS = (*REVISIONS, "next")\nHEAD = "next"\n')
     return folder
@@ -122,12 +122,12 @@ async def test_an_older_ledger_is_copied_before_it_is_brought_on(
     done = by_release(next_release(tmp_path / "next"), path)
     answer = json.loads(done.stdout or done.stderr)
     assert answer["from"].startswith(str(tmp_path / "next"))
-    assert answer["before"] == migrate.HEAD
+    assert answer["before"] == migrate.head()
     backup = Path(answer["backup"])
     assert backup.parent == path.parent
     assert backup.name.startswith("ledger.db.before-next-")
     assert contents(backup) == before
-    assert migrate.current(backup) == migrate.HEAD
+    assert migrate.current(backup) == migrate.head()
     assert rows(path, "SELECT id, status, note FROM orders") == [("o1", "placed", None)]
 
 
@@ -184,7 +184,7 @@ async def test_a_migration_that_does_not_end_leaves_the_ledger_as_it_was(
     else:
         assert json.loads(done.stdout or done.stderr)["error"] == outcome
     assert contents(path) == before
-    assert migrate.upgrade(path) == (migrate.HEAD, None)
+    assert migrate.upgrade(path) == (migrate.head(), None)
     (backup,) = tmp_path.glob("ledger.db.before-next-*")
     assert contents(backup) == before
 
@@ -379,4 +379,4 @@ def test_the_wheel_has_the_migrations_and_makes_a_ledger_with_them(
     done = by_release(installed, path)
     answer = json.loads(done.stdout or done.stderr)
     assert answer["from"].startswith(str(installed))
-    assert migrate.current(path) == migrate.HEAD
+    assert migrate.current(path) == migrate.head()

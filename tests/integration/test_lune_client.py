@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from harvester.domain import errors
 from harvester.domain.orders import Account
-from harvester.lune import Caps, LuneClient, Pacer
+from harvester.lune import ClientOptions, LuneClient, RateLimiter
 from tests.integration.served_api import FastTime, Served, lune_error, served_api
 
 KEY = "canary/KEY+0123456789=="
@@ -56,8 +56,8 @@ def fast() -> FastTime:
 
 @pytest.fixture
 async def lune(api: Served, fast: FastTime) -> AsyncIterator[LuneClient]:
-    pacer = Pacer(1, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: KEY, pacer, sleep=fast.sleep) as client:
+    rate_limiter = RateLimiter(1, clock=fast.clock, sleep=fast.sleep)
+    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, sleep=fast.sleep) as client:
         yield client
 
 
@@ -164,8 +164,10 @@ async def test_a_page_over_the_cap_is_asked_for_in_halves(api: Served, fast: Fas
 
     api.replies["/orders"] = reply
     room_for_30 = 30 * len(json.dumps(order("o10")))
-    pacer = Pacer(100, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: KEY, pacer, caps=Caps(json=room_for_30)) as lune:
+    rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
+    async with LuneClient(
+        api.base_url, lambda: KEY, rate_limiter, caps=ClientOptions(json=room_for_30)
+    ) as lune:
         assert len((await lune.fetch_orders(OWN, "place")).orders) == 25
     asked = [(request.query["limit"], request.query["after"]) for request in api.requests]
     assert asked == [("100", "place"), ("50", "place"), ("25", "place")]
@@ -173,8 +175,10 @@ async def test_a_page_over_the_cap_is_asked_for_in_halves(api: Served, fast: Fas
 
 async def test_a_single_order_over_the_cap_is_given_up(api: Served, fast: FastTime) -> None:
     api.replies["/orders"] = lambda _: page([order("o1", metadata={"n": "x" * 2000})])
-    pacer = Pacer(100, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: KEY, pacer, caps=Caps(json=1000)) as lune:
+    rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
+    async with LuneClient(
+        api.base_url, lambda: KEY, rate_limiter, caps=ClientOptions(json=1000)
+    ) as lune:
         with pytest.raises(errors.UnexpectedAnswer, match="too large"):
             await lune.fetch_orders(OWN)
     assert [request.query["limit"] for request in api.requests] == [
@@ -267,7 +271,7 @@ async def test_the_server_never_sees_more_than_the_rate_in_any_second(api: Serve
         return order("o1")
 
     api.replies["/orders/o1"] = reply
-    async with LuneClient(api.base_url, lambda: KEY, Pacer(50)) as lune:
+    async with LuneClient(api.base_url, lambda: KEY, RateLimiter(50)) as lune:
         await asyncio.gather(*(lune.fetch_order(OWN, "o1") for _ in range(110)))
     most = max(sum(1 for later in seen[n:] if later - at < 1) for n, at in enumerate(seen))
     assert len(seen) == 110
@@ -292,22 +296,22 @@ async def test_the_server_never_sees_more_than_the_rate_in_any_second(api: Serve
 )
 def test_an_address_the_key_must_not_go_to_is_refused(base_url: str) -> None:
     with pytest.raises(errors.ConfigurationError, match="base_url") as caught:
-        LuneClient(base_url, lambda: KEY, Pacer(1))
+        LuneClient(base_url, lambda: KEY, RateLimiter(1))
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])
 def test_plain_http_is_for_loopback(host: str) -> None:
-    LuneClient(f"http://{host}:8080/v1", lambda: KEY, Pacer(1))
+    LuneClient(f"http://{host}:8080/v1", lambda: KEY, RateLimiter(1))
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "a\r\nHost: x", "käy", "a\0b"])
 def test_a_key_that_no_header_takes_is_refused_unquoted(key: str) -> None:
     with pytest.raises(errors.ConfigurationError) as caught:
-        LuneClient("https://api.lune.co/v1", lambda: key, Pacer(1))
+        LuneClient("https://api.lune.co/v1", lambda: key, RateLimiter(1))
     assert not key.strip() or key not in str(caught.value)
 
 
 async def test_outside_of_its_block_the_client_says_so() -> None:
     with pytest.raises(RuntimeError, match="async with"):
-        await LuneClient("http://127.0.0.1:9/v1", lambda: KEY, Pacer(1)).fetch_own_account()
+        await LuneClient("http://127.0.0.1:9/v1", lambda: KEY, RateLimiter(1)).fetch_own_account()

@@ -16,7 +16,7 @@ import pytest
 
 from harvester.domain import errors
 from harvester.domain.orders import Account
-from harvester.lune import Deadlines, LuneClient, Pacer
+from harvester.lune import Deadlines, LuneClient, RateLimiter
 from tests.integration.raw_server import Naps, raw_server, saying
 from tests.needs import cannot
 
@@ -36,7 +36,7 @@ async def asking(
 ) -> AsyncIterator[LuneClient]:
     options = {"deadlines": PATIENCE, "sleep": Naps(), **options}
     base = f"{scheme}://{host}:{port}/v1"
-    async with LuneClient(base, lambda: "key", Pacer(1000), **options) as lune:
+    async with LuneClient(base, lambda: "key", RateLimiter(1000), **options) as lune:
         yield lune
 
 
@@ -106,12 +106,12 @@ async def test_cookies_are_not_kept() -> None:
 
 async def test_every_try_passes_the_pacer() -> None:
     async with raw_server(saying(close=True)) as server:
-        pacer = Pacer(1000)
+        rate_limiter = RateLimiter(1000)
         base = f"http://127.0.0.1:{server.port}/v1"
-        async with LuneClient(base, lambda: "key", pacer, sleep=Naps()) as lune:
+        async with LuneClient(base, lambda: "key", rate_limiter, sleep=Naps()) as lune:
             with pytest.raises(errors.Unreachable):
                 await lune.fetch_order(OWN, "o1")
-        assert pacer.requests == len(server.heads) == 4
+        assert rate_limiter.requests == len(server.heads) == 4
 
 
 async def test_many_cancelled_requests_leave_the_client_working() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from harvester.domain import errors
 from harvester.domain.orders import Account
-from harvester.lune import Caps, Deadlines, LuneClient, Pacer
+from harvester.lune import ClientOptions, Deadlines, LuneClient, RateLimiter
 from tests.integration.raw_server import Answer, Naps, RawServer, raw_server, saying
 
 OWN = Account("own", "own", "live", "account", "GBP", None, "org", is_default=True)
@@ -37,7 +37,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 async def asking(port: int, scheme: str = "http", **options: Any) -> AsyncIterator[LuneClient]:
     options = {"deadlines": PATIENCE, "sleep": Naps(), **options}
     base = f"{scheme}://127.0.0.1:{port}/v1"
-    async with LuneClient(base, lambda: "key", Pacer(1000), **options) as lune:
+    async with LuneClient(base, lambda: "key", RateLimiter(1000), **options) as lune:
         yield lune
 
 
@@ -203,7 +203,7 @@ async def endless(_: int, writer: asyncio.StreamWriter) -> None:
 async def test_a_body_over_the_cap_is_left_at_once_and_not_asked_again(answer: Answer) -> None:
     tracemalloc.start()
     try:
-        error, server = await failure(answer, caps=Caps(json=10_000))
+        error, server = await failure(answer, caps=ClientOptions(json=10_000))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

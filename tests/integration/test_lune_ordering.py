@@ -18,8 +18,8 @@ from harvester.lune import (
     BundleShare,
     Deadlines,
     LuneClient,
-    Pacer,
     Purchase,
+    RateLimiter,
     by_estimate,
     by_mass,
     by_value,
@@ -127,11 +127,11 @@ async def ordering(answer: Answer) -> AsyncIterator[tuple[LuneClient, Wire, Fast
     wire, hours = Wire(answer), FastTime()
     server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    pacer = Pacer(1000, clock=hours.clock, sleep=hours.sleep)
+    rate_limiter = RateLimiter(1000, clock=hours.clock, sleep=hours.sleep)
     client = LuneClient(
         f"http://127.0.0.1:{port}/v1",
         lambda: "secret-key",
-        pacer,
+        rate_limiter,
         deadlines=PATIENCE,
         sleep=hours.sleep,
     )

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from harvester.domain import errors
 from harvester.domain.orders import Account
-from harvester.lune import LuneClient, Pacer
+from harvester.lune import LuneClient, RateLimiter
 from tests.integration.served_api import FastTime, Served, lune_error, served_api
 
 KEY = "canary-KEY.0123456789"  # could pass for a code or a CF-Ray
@@ -39,8 +39,8 @@ def fast() -> FastTime:
 
 @pytest.fixture
 async def lune(api: Served, fast: FastTime) -> AsyncIterator[LuneClient]:
-    pacer = Pacer(1, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: KEY, pacer, sleep=fast.sleep) as client:
+    rate_limiter = RateLimiter(1, clock=fast.clock, sleep=fast.sleep)
+    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, sleep=fast.sleep) as client:
         yield client
 
 
@@ -159,8 +159,8 @@ async def test_after_the_key_was_refused_nothing_is_asked_until_a_probe_succeeds
 
     api.replies["/accounts/me"] = reply
     api.replies["/orders/o1"] = reply
-    pacer = Pacer(100, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: keys[0], pacer, sleep=fast.sleep) as lune:
+    rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
+    async with LuneClient(api.base_url, lambda: keys[0], rate_limiter, sleep=fast.sleep) as lune:
         for _ in range(5):
             with pytest.raises(errors.KeyRefused):
                 await lune.fetch_order(OWN, "o1")
@@ -178,7 +178,7 @@ async def test_after_the_key_was_refused_nothing_is_asked_until_a_probe_succeeds
 async def test_those_who_wait_in_the_pacer_are_turned_away_at_once(api: Served) -> None:
     api.replies["/orders/o1"] = lambda _: lune_error(401, "unauthorised")
     # One request an hour: a waiter that is not turned away waits longer than the test may take.
-    async with LuneClient(api.base_url, lambda: KEY, Pacer(1 / 3600)) as lune:
+    async with LuneClient(api.base_url, lambda: KEY, RateLimiter(1 / 3600)) as lune:
         async with asyncio.timeout(10):
             calls = [lune.fetch_order(OWN, "o1") for _ in range(20)]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -189,7 +189,10 @@ async def test_those_who_wait_in_the_pacer_are_turned_away_at_once(api: Served) 
 async def test_those_who_wait_for_another_try_are_turned_away_at_once(api: Served) -> None:
     api.replies["/orders/o1"] = lambda _: web.Response(status=503, headers={"Retry-After": "300"})
     api.replies["/orders/o2"] = lambda _: lune_error(401, "unauthorised")
-    async with LuneClient(api.base_url, lambda: KEY, Pacer(1000)) as lune, asyncio.timeout(10):
+    async with (
+        LuneClient(api.base_url, lambda: KEY, RateLimiter(1000)) as lune,
+        asyncio.timeout(10),
+    ):
         waiting = asyncio.create_task(lune.fetch_order(OWN, "o1"))
         await api.asked.wait()
         with pytest.raises(errors.KeyRefused):
@@ -271,10 +274,10 @@ async def test_the_key_is_in_no_error_and_no_log_line(api: Served, fast: FastTim
     api.replies["/orders/o5"] = lambda r: web.json_response(
         {"id": KEY, "status": KEY}, headers={"CF-Ray": KEY}
     )
-    pacer = Pacer(100, clock=fast.clock, sleep=fast.sleep)
+    rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
     texts: list[str] = []
     with capture_logs() as logs:
-        async with LuneClient(api.base_url, lambda: KEY, pacer, sleep=fast.sleep) as lune:
+        async with LuneClient(api.base_url, lambda: KEY, rate_limiter, sleep=fast.sleep) as lune:
             texts += [repr(lune), str(vars(lune))]
             for order_id in ("o1", "o2", "o3", "o4", "o5"):
                 with pytest.raises(errors.LuneError) as caught:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from harvester.ledger.sql import SqlLedger
 from sqlalchemy.dialects.sqlite import dialect
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
 from harvester.ledger.database import Database
 from harvester.ledger.schema import metadata
-from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, NOW, Kept, order
 
 
@@ -48,7 +48,7 @@ def rows(path: Path, query: str) -> list[Any]:
 
 def test_a_missing_ledger_is_made_at_head_for_its_owner_only(path: Path) -> None:
     assert migrate.upgrade(path) == (None, None)
-    assert migrate.current(path) == migrate.HEAD
+    assert migrate.current(path) == migrate.head()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     migrate.require_current(path)
     migrate.check_integrity(path)
@@ -62,13 +62,13 @@ def test_an_empty_file_becomes_a_ledger(path: Path, made_by: str) -> None:
         rows(path, "VACUUM")
     assert migrate.current(path) is None
     assert migrate.upgrade(path) == (None, None)
-    assert migrate.current(path) == migrate.HEAD
+    assert migrate.current(path) == migrate.head()
 
 
 async def test_at_head_nothing_is_written(path: Path) -> None:
     await fill(path)
     before = path.read_bytes()
-    assert migrate.upgrade(path) == (migrate.HEAD, None)
+    assert migrate.upgrade(path) == (migrate.head(), None)
     assert path.read_bytes() == before
     assert not list(path.parent.glob("*.before-*"))
 
@@ -76,9 +76,9 @@ async def test_at_head_nothing_is_written(path: Path) -> None:
 @pytest.mark.parametrize("end", ["", "-wal", "-shm"])
 def test_what_an_upgrade_left_half_made_is_removed_at_the_next_start(path: Path, end: str) -> None:
     migrate.upgrade(path)
-    left = path.with_name(f".{path.name}.before-{migrate.HEAD}-1.part{end}")
+    left = path.with_name(f".{path.name}.before-{migrate.head()}-1.part{end}")
     left.touch()
-    assert migrate.upgrade(path) == (migrate.HEAD, None)
+    assert migrate.upgrade(path) == (migrate.head(), None)
     assert not left.exists()
 
 
@@ -86,9 +86,9 @@ def test_head_and_the_revisions_are_those_of_the_chain() -> None:
     config = Config()
     config.set_main_option("script_location", str(migrate.migrations_folder()))
     chain = ScriptDirectory.from_config(config)
-    assert chain.get_heads() == [migrate.HEAD]
+    assert chain.get_heads() == [migrate.head()]
     oldest_first = [script.revision for script in chain.walk_revisions()][::-1]
-    assert tuple(oldest_first) == migrate.REVISIONS
+    assert tuple(oldest_first) == migrate.revisions()
 
 
 def test_the_migrations_make_the_tables_that_queries_are_written_for(path: Path) -> None:
@@ -152,7 +152,7 @@ VERSION = "CREATE TABLE alembic_version (version_num TEXT NOT NULL);"
             "schema 8ac1 is newer than this release knows",
         ),
         (
-            foreign(f"{VERSION} INSERT INTO alembic_version VALUES ('{migrate.HEAD}')"),
+            foreign(f"{VERSION} INSERT INTO alembic_version VALUES ('{migrate.head()}')"),
             LedgerDamaged,
             "not a ledger of the harvester",
         ),

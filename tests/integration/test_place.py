@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from harvester.ledger.sql import SqlLedger
 
 from harvester.domain import errors
 from harvester.domain.errors import KeyTaken, OutcomeUnknown
@@ -15,8 +16,7 @@ from harvester.domain.purchases import by_mass, by_value
 from harvester.harvest.purchase import Placed
 from harvester.ledger import migrate
 from harvester.ledger.database import Database
-from harvester.ledger.sql import SqlLedger
-from harvester.lune import Deadlines, LuneClient, Pacer
+from harvester.lune import Deadlines, LuneClient, RateLimiter
 from tests.integration.buyer import MASS, Buyer
 from tests.integration.order_desk import CLIENT, KEY, MESSAGE, OWN, OrderDesk, Turn, refusing
 from tests.integration.raw_server import Naps
@@ -52,9 +52,9 @@ async def buyer(desk: OrderDesk, empty: Path, tmp_path: Path) -> AsyncIterator[B
     path.write_bytes(empty.read_bytes())
     database, naps = Database(path), Naps()
     ledger = SqlLedger(database)
-    pacer = Pacer(1000)
+    rate_limiter = RateLimiter(1000)
     patience = Deadlines(connect=0.3, read=0.3, total=1.0)
-    client = LuneClient(desk.base_url, lambda: KEY, pacer, deadlines=patience, sleep=Naps())
+    client = LuneClient(desk.base_url, lambda: KEY, rate_limiter, deadlines=patience, sleep=Naps())
     async with client as lune:
         one = Buyer(desk, lune, ledger, database, path, naps)
         own, other = await lune.fetch_own_account(), await lune.fetch_account(CLIENT)

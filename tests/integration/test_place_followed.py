@@ -6,26 +6,28 @@ import asyncio
 
 import pytest
 
-from harvester.app import now
+from harvester.context import utc_now
 from harvester.domain.purchases import Purchase, by_estimate, by_mass, by_value
+from harvester.ledger.purchases import record_purchase
 from harvester.ledger.queries import find_orders
+from harvester.runtime.drain import Drain
 from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox
-from tests.integration.conftest import OpenHarvest
+from tests.integration.conftest import OpenApp
 
 MASS = by_mass("259.11", "kg")
 
 
 async def test_a_suspended_account_with_an_open_order_does_not_stop_the_draining_of_others(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     own, client = sandbox.accounts
     order = sandbox.create_order("complete", hold=True, account_id=own.id)
     async with opened() as harvest:
-        await harvest.book.accounts()
-        await harvest.ledger.record_intention(client.id, "K", MASS, now())
+        await harvest.accounts.accounts()
+        await record_purchase(harvest.database, client.id, "K", MASS, utc_now())
         sandbox.faults.add(f"suspended-account={client.id}")
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
         assert report.unreachable is None
         (found,) = await find_orders(harvest.database, order.id)
         assert found.order.certificate_state == "stored"
@@ -33,13 +35,13 @@ async def test_a_suspended_account_with_an_open_order_does_not_stop_the_draining
 
 
 async def test_a_suspended_account_with_an_open_order_does_not_stop_the_daemons_sweeps(
-    sandbox: Sandbox, opened: OpenHarvest
+    sandbox: Sandbox, opened: OpenApp
 ) -> None:
     own, client = sandbox.accounts
     order = sandbox.create_order("placed", hold=True, account_id=own.id)
     async with opened(sweep_interval="200ms", longest_interval="1s") as harvest:
-        await harvest.book.accounts()
-        await harvest.ledger.record_intention(client.id, "K", MASS, now())
+        await harvest.accounts.accounts()
+        await record_purchase(harvest.database, client.id, "K", MASS, utc_now())
         sandbox.faults.add(f"suspended-account={client.id}")
         daemon = asyncio.create_task(serve(harvest))
         try:
@@ -62,14 +64,16 @@ async def test_a_suspended_account_with_an_open_order_does_not_stop_the_daemons_
     ids=lambda purchase: str(dict(purchase.request)),
 )
 async def test_the_samples_of_lunes_guides_are_taken_by_the_sandbox_and_followed(
-    sandbox: Sandbox, opened: OpenHarvest, purchase: Purchase
+    sandbox: Sandbox, opened: OpenApp, purchase: Purchase
 ) -> None:
     async with opened() as harvest:
-        placed = await harvest.placer.place(await harvest.book.account(None), purchase, "INV-1")
+        placed = await harvest.purchaser.place(
+            await harvest.accounts.account(None), purchase, "INV-1"
+        )
         (order,) = sandbox.orders()
         assert (placed.order_id, order.idempotency_key) == (order.id, "INV-1")
         sandbox.move_order(order.id, "complete")
-        report = await harvest.drain().run()
+        report = await Drain(harvest).run()
         assert report.unfinished == []
         (found,) = await find_orders(harvest.database, "INV-1")
         assert found.order.certificate_state == "stored"

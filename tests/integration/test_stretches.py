@@ -6,11 +6,21 @@ from datetime import timedelta
 
 import pytest
 
-from harvester.app import Harvest, now
-from harvester.domain.records import EVERYTHING
+from harvester.app import App
+from harvester.context import utc_now
+from harvester.domain.orders import EVERYTHING
+from harvester.ledger.accounts import postpone_sweep, read_accounts
+from harvester.ledger.schedule import (
+    due_checks,
+    newest_positions,
+    open_orders,
+    order_above,
+    postpone_checks,
+)
+from harvester.runtime.drain import Drain
 from harvester.sandbox import Sandbox
 from harvester.sandbox.world import Order
-from tests.integration.conftest import OpenHarvest
+from tests.integration.conftest import OpenApp
 
 PAGES, SINGLES = "GET /orders", "GET /orders/{id}"
 DEPTH = 450
@@ -27,28 +37,28 @@ def listing(sandbox: Sandbox) -> list[Order]:
     return made
 
 
-async def look(harvest: Harvest, sandbox: Sandbox) -> tuple[int, int]:
+async def look(harvest: App, sandbox: Sandbox) -> tuple[int, int]:
     """Let everything open fall due; return how many pages and single orders were asked for."""
-    open_orders = await harvest.ledger.open_orders(EVERYTHING)
-    for account in await harvest.ledger.accounts():
+    open_orders = await open_orders(harvest.database, EVERYTHING)
+    for account in await read_accounts(harvest.database):
         mine = [one.order_id for one in open_orders if one.account_id == account.id]
-        await harvest.ledger.postpone_looks(account.id, mine, now())
-    followed = await harvest.book.accounts()
+        await postpone_checks(harvest.database, account.id, mine, utc_now())
+    followed = await harvest.accounts.accounts()
     sandbox.journal.clear()
     report = await harvest.sweep.run_once(followed)
     assert not report.failed
     return sandbox.journal.count(PAGES), sandbox.journal.count(SINGLES)
 
 
-async def known(harvest: Harvest) -> dict[str, str]:
-    return {one.order_id: one.status for one in await harvest.ledger.open_orders(EVERYTHING)}
+async def known(harvest: App) -> dict[str, str]:
+    return {one.order_id: one.status for one in await open_orders(harvest.database, EVERYTHING)}
 
 
 async def test_one_page_shows_neighbours_and_a_lone_order_is_asked_for_itself(
-    sandbox: Sandbox, opened: OpenHarvest, listing: list[Order]
+    sandbox: Sandbox, opened: OpenApp, listing: list[Order]
 ) -> None:
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         for place in (150, 230, 420):
             sandbox.move_order(listing[place].id, "retiring")
         assert await look(harvest, sandbox) == (1, 1)
@@ -56,26 +66,26 @@ async def test_one_page_shows_neighbours_and_a_lone_order_is_asked_for_itself(
 
 
 async def test_a_stretch_is_found_again_after_new_orders_came(
-    sandbox: Sandbox, opened: OpenHarvest, listing: list[Order]
+    sandbox: Sandbox, opened: OpenApp, listing: list[Order]
 ) -> None:
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         for _ in range(130):
             new = sandbox.create_order("received", hold=True)
             sandbox.move_order(new.id, "cancelled")
-        for account in await harvest.ledger.accounts():
-            await harvest.ledger.postpone_sweep(account.id, now())
-        await harvest.sweep.run_once(await harvest.book.accounts())
+        for account in await read_accounts(harvest.database):
+            await postpone_sweep(harvest.database, account.id, utc_now())
+        await harvest.sweep.run_once(await harvest.accounts.accounts())
         own = sandbox.accounts[0].id
-        assert await harvest.ledger.newest_places([own]) == {own: 130}
+        assert await newest_positions(harvest.database, [own]) == {own: 130}
         assert await look(harvest, sandbox) == (1, 1)
 
 
 async def test_where_ids_are_no_cursors_the_listing_is_read_from_the_top_from_then_on(
-    sandbox: Sandbox, opened: OpenHarvest, listing: list[Order]
+    sandbox: Sandbox, opened: OpenApp, listing: list[Order]
 ) -> None:
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         sandbox.faults.add("strict-cursor")
         sandbox.move_order(listing[230].id, "complete")
         assert await look(harvest, sandbox) == (1, 0)  # the cursor was refused
@@ -85,15 +95,15 @@ async def test_where_ids_are_no_cursors_the_listing_is_read_from_the_top_from_th
 
 
 async def test_the_ledger_knows_where_in_the_listing_its_open_orders_are(
-    sandbox: Sandbox, opened: OpenHarvest, listing: list[Order]
+    sandbox: Sandbox, opened: OpenApp, listing: list[Order]
 ) -> None:
     async with opened() as harvest:
-        await harvest.drain().run()
+        await Drain(harvest).run()
         account = sandbox.accounts[0].id
-        later = now() + timedelta(hours=7)
-        due = await harvest.ledger.due_looks(later, harvest.cadence.horizon(later), [account])
+        later = utc_now() + timedelta(hours=7)
+        due = await due_checks(harvest.database, later, harvest.cadence.horizon(later), [account])
         depths = {one.order_id: -(one.place or 0) for one in due[account]}
         assert depths == {listing[place].id: place for place in (150, 230, 420)}
-        above = await harvest.ledger.order_above(account, listing[150].id)
+        above = await order_above(harvest.database, account, listing[150].id)
         assert above is not None
         assert above.order_id == listing[149].id

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from harvester.context import Stop
 from harvester.domain.errors import LedgerUnavailable
+from harvester.liveness import StepHungError
 from harvester.runtime.daemon import Daemon
-from harvester.runtime.liveness import StepHangsError
 from harvester.runtime.systemd import Reports, Supervisor, standing
 from tests.integration.test_daemon import Steps, daemon_of
 
@@ -231,7 +231,7 @@ async def test_a_stop_is_told_at_once(manager: socket.socket) -> None:
 async def test_signs_of_life_end_with_a_step_that_hangs(manager: socket.socket) -> None:
     stop = Stop()
     daemon = daemon_of(Steps(), stop, patience=2.0)
-    with capture_logs(), pytest.raises(StepHangsError):
+    with capture_logs(), pytest.raises(StepHungError):
         await asyncio.wait_for(watched(daemon, manager, stop, 0.4), 20)
     assert len([one for one in heard(manager) if "WATCHDOG" in one]) >= 2
     await asyncio.sleep(1.0)  # five times as long as between two signs

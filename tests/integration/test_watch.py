@@ -7,7 +7,7 @@ from typing import Any
 
 from harvester.context import Stop
 from harvester.harvest.reports import CollectReport
-from harvester.runtime.liveness import Watch
+from harvester.liveness import Liveness
 from tests.integration.test_daemon import Steps, daemon_of, until
 
 
@@ -70,7 +70,7 @@ async def test_a_watch_looks_often_from_the_moment_a_step_begins() -> None:
     def looked() -> None:
         looks[0] += 1
 
-    watch = Watch(stop, lambda: 0)
+    watch = Liveness(stop, lambda: 0)
     watch.expect("sweep", 60.0)
     watch.ended("sweep")
     running = asyncio.create_task(watch.run(lambda: None, looked))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harvester.app import now
-from harvester.ledger.outbox import KEPT_WHEN_TAKEN, SqlOutbox
+from harvester.context import utc_now
+from harvester.ledger.outbox import KEPT_WHEN_DELIVERED, SqlOutbox
 from harvester.sandbox import Sandbox
 from tests.integration.web_service import Service, serving
 
@@ -92,7 +92,7 @@ async def test_many_who_wait_leave_room_for_others(sandbox: Sandbox, service: Se
 async def test_a_number_that_is_kept_no_more_or_never_was_is_gone(
     service: Service, after: int
 ) -> None:
-    await SqlOutbox(service.harvest.database).prune(now() + KEPT_WHEN_TAKEN * 1.1)
+    await SqlOutbox(service.harvest.database).prune(utc_now() + KEPT_WHEN_DELIVERED * 1.1)
     status, headers, body = await service.get(f"/v1/changes?after={after}")
     assert status == 410
     assert headers["Content-Type"] == "application/problem+json"

@@ -15,16 +15,18 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from harvester.app import now
+from harvester.context import utc_now
 from harvester.domain.errors import KeyRefused, NotFound
 from harvester.domain.events import EventFilter
+from harvester.ledger.accounts import begin_sweep, finish_sweep, park_account, postpone_sweep
 from harvester.ledger.events import read_events
-from harvester.ledger.outbox import SqlOutbox, backlogs
+from harvester.ledger.outbox import SqlOutbox, read_backlogs
 from harvester.ledger.statistics import last_sweep
-from harvester.lune.outcomes import Outcomes
+from harvester.lune.request_counts import RequestCounts
+from harvester.runtime.drain import Drain
 from harvester.runtime.service import metrics_of
 from harvester.sandbox import Sandbox
-from tests.integration.conftest import OpenHarvest
+from tests.integration.conftest import OpenApp
 from tests.integration.web_service import Service, serving
 from tests.needs import need
 
@@ -68,7 +70,7 @@ async def test_a_scrape_counts_what_there_is(sandbox: Sandbox, tmp_path: Path) -
     assert samples["harvester_ledger_bytes", ("wal",)] > 0
     assert samples["harvester_disk_free_bytes", ("archive",)] > 0
     since = samples["harvester_oldest_order_timestamp_seconds", ("paid",)]
-    assert abs(since - now().timestamp()) < 60
+    assert abs(since - utc_now().timestamp()) < 60
 
 
 async def test_statuses_that_lune_does_not_document_are_one_label(
@@ -101,21 +103,19 @@ async def test_a_scrape_shows_nobody_and_stays_small(sandbox: Sandbox, tmp_path:
     assert len(parsed(body.decode())) < 300
 
 
-async def test_a_second_scrape_at_once_reads_no_ledger(
-    opened: OpenHarvest, sandbox: Sandbox
-) -> None:
+async def test_a_second_scrape_at_once_reads_no_ledger(opened: OpenApp, sandbox: Sandbox) -> None:
     async with opened() as harvest:
         metrics = metrics_of(harvest)
         await metrics.refresh()
         sandbox.create_order("paid", hold=True)
-        await harvest.drain().run()
+        await Drain(harvest).run()
         await metrics.refresh()
         paid = metrics.registry.get_sample_value("harvester_orders", {"status": "paid"})
         assert paid == 0  # as it was a moment ago
 
 
 async def test_a_drain_writes_its_metrics_whole_for_the_textfile_collector(
-    opened: OpenHarvest, sandbox: Sandbox, tmp_path: Path
+    opened: OpenApp, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.create_order("complete", hold=True)
     file = tmp_path / "harvester.prom"
@@ -123,7 +123,7 @@ async def test_a_drain_writes_its_metrics_whole_for_the_textfile_collector(
     async with opened() as harvest:
         metrics = metrics_of(harvest)
         await metrics.begin()
-        await harvest.drain().run()
+        await Drain(harvest).run()
         await metrics.write(file)
     samples = parsed(file.read_text())
     assert samples["harvester_certificates", ("stored",)] == 1
@@ -132,26 +132,26 @@ async def test_a_drain_writes_its_metrics_whole_for_the_textfile_collector(
 
 
 async def test_the_sweep_that_counts_is_that_of_the_followed_account_that_waits_longest(
-    opened: OpenHarvest, sandbox: Sandbox
+    opened: OpenApp, sandbox: Sandbox
 ) -> None:
     bound = timedelta(minutes=30)
     async with opened() as harvest:
-        at = now()
+        at = utc_now()
         assert await last_sweep(harvest.database, at, bound) is None
-        await harvest.drain().run()
-        swept = await last_sweep(harvest.database, now(), bound)
+        await Drain(harvest).run()
+        swept = await last_sweep(harvest.database, utc_now(), bound)
         assert swept is not None
-        assert at <= swept <= now()
+        assert at <= swept <= utc_now()
         first, second = sandbox.accounts
-        later = now() + timedelta(hours=2)
+        later = utc_now() + timedelta(hours=2)
         # Planned anew and again, but never well: this account is the one to tell of.
-        await harvest.ledger.postpone_sweep(first.id, later)
-        mark = await harvest.ledger.begin_sweep(second.id)
-        await harvest.ledger.finish_sweep(second.id, mark, later, later, joined=True)
+        await postpone_sweep(harvest.database, first.id, later)
+        mark = await begin_sweep(harvest.database, second.id)
+        await finish_sweep(harvest.database, second.id, mark, later, later, joined=True)
         swept = await last_sweep(harvest.database, later, bound)
         assert swept is not None
         assert swept < later
-        await harvest.ledger.park_account(first.id, "suspended", later, later)
+        await park_account(harvest.database, first.id, "suspended", later, later)
         assert await last_sweep(harvest.database, later, bound) == later
 
 
@@ -160,7 +160,7 @@ async def test_what_a_receiver_has_not_taken_is_counted_and_dated(
 ) -> None:
     taken = {"name": "taken", "command": ["true"]}
     lacking = {"name": "lacking", "command": ["false"], "types": ["certificate.stored"]}
-    began = now().timestamp()
+    began = utc_now().timestamp()
     for _ in range(3):
         sandbox.create_order("complete", hold=True)
     sandbox.create_order("paid", hold=True)
@@ -175,12 +175,12 @@ async def test_what_a_receiver_has_not_taken_is_counted_and_dated(
         samples = await scraped(service)
     assert samples["harvester_outbox_events", ("lacking",)] == 3
     oldest = "harvester_outbox_oldest_event_timestamp_seconds"
-    assert began <= samples[oldest, ("lacking",)] <= now().timestamp()
-    assert abs(samples[oldest, ("taken",)] - now().timestamp()) < 60
+    assert began <= samples[oldest, ("lacking",)] <= utc_now().timestamp()
+    assert abs(samples[oldest, ("taken",)] - utc_now().timestamp()) < 60
 
 
 async def test_only_events_that_a_receiver_wants_are_in_its_backlog(
-    opened: OpenHarvest, sandbox: Sandbox
+    opened: OpenApp, sandbox: Sandbox
 ) -> None:
     sandbox.create_order("complete", hold=True)
     wanting = {
@@ -191,8 +191,8 @@ async def test_only_events_that_a_receiver_wants_are_in_its_backlog(
     }
     async with opened() as harvest:
         await SqlOutbox(harvest.database).register_receivers(["desk", "billing", "all", "dropped"])
-        await harvest.drain().run()
-        found = await backlogs(harvest.database, wanting)
+        await Drain(harvest).run()
+        found = await read_backlogs(harvest.database, wanting)
         kept = (await read_events(harvest.database, 0, 100)).events
     depths = {name: backlog.depth for name, backlog in found.items()}
     assert depths == {"desk": 1, "billing": 0, "all": len(kept)}
@@ -211,7 +211,7 @@ async def test_the_bound_of_a_sweeps_age_is_the_one_that_readiness_has(
 
 
 def test_requests_are_counted_by_endpoint_and_outcome_without_ids() -> None:
-    counts = Outcomes()
+    counts = RequestCounts()
     with counts.counting("GET", "/v1/orders/abc/certificate"):
         pass
     for error in (

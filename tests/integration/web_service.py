@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from harvester.app import Harvest, open_harvest
+from harvester.app import App, open_app
 from harvester.config.settings import Settings
 from harvester.context import Stop
 from harvester.runtime.service import serve
@@ -27,7 +27,7 @@ AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 class Service:
     """A running service; ``get`` and ``post`` answer with status, headers and body."""
 
-    harvest: Harvest
+    harvest: App
     port: int
     session: aiohttp.ClientSession
 
@@ -81,7 +81,7 @@ async def serving(
     settings = Settings.model_validate(settings.model_dump() | {"events": events or {}})
     stop = Stop()
     with structlog.testing.capture_logs() as lines:
-        async with open_harvest(settings, stop, "test") as opened:
+        async with open_app(settings, stop, "test") as opened:
             daemon = asyncio.create_task(serve(opened))
             try:
                 async with asyncio.timeout(20):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.domain.deliveries import HORIZON, next_try, rest_until
+from harvester.domain.deliveries import HORIZON, next_attempt, pause_until
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (
@@ -19,7 +19,7 @@ luck = st.floats(0, 1)
 
 
 def test_attempts_are_seconds_apart_then_hours_then_a_day() -> None:
-    waits = [next_try(NOW, attempts, EVEN) - NOW for attempts in range(1, 40)]
+    waits = [next_attempt(NOW, attempts, EVEN) - NOW for attempts in range(1, 40)]
     assert waits == sorted(waits)
     assert waits[:4] == [5 * SECOND, 10 * SECOND, 20 * SECOND, 40 * SECOND]
     assert waits[-1] == DAY
@@ -30,17 +30,17 @@ def test_attempts_are_seconds_apart_then_hours_then_a_day() -> None:
 
 @given(st.integers(1, 10_000), luck)
 def test_no_attempt_is_beyond_the_horizon_or_at_once(attempts: int, drawn: float) -> None:
-    assert NOW + 3 * SECOND < next_try(NOW, attempts, drawn) < NOW + HORIZON
+    assert NOW + 3 * SECOND < next_attempt(NOW, attempts, drawn) < NOW + HORIZON
 
 
 @given(st.integers(1, 10_000))
 def test_luck_spreads_an_attempt_by_a_quarter_each_way(attempts: int) -> None:
-    early, even, late = (next_try(NOW, attempts, drawn) - NOW for drawn in (0, EVEN, 1))
+    early, even, late = (next_attempt(NOW, attempts, drawn) - NOW for drawn in (0, EVEN, 1))
     assert abs(early - 0.75 * even) < SECOND
     assert abs(late - 1.25 * even) < SECOND
 
 
 def test_a_dead_receiver_rests_longer_and_longer_up_to_a_quarter_of_an_hour() -> None:
-    rests = [rest_until(NOW, count, EVEN) - NOW for count in range(1, 2000)]
+    rests = [pause_until(NOW, count, EVEN) - NOW for count in range(1, 2000)]
     assert all(later >= sooner for sooner, later in pairwise(rests))
     assert (rests[0], rests[-1]) == (5 * SECOND, 15 * MINUTE)

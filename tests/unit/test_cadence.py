@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from harvester.domain.lifecycle import PAID, STATUSES
 from harvester.domain.orders import CertificateState
 from harvester.domain.schedule import (
+    REQUEST_COST,
     WEIGHTS,
-    WORTH,
-    Cadence,
-    Stay,
+    Schedule,
+    StatusDuration,
     learn_weights,
-    next_try_after_fault,
-    next_try_not_yet,
+    next_attempt_after_fault,
+    next_attempt_when_absent,
     state_while_missing,
     worth_within,
 )
@@ -29,15 +29,15 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (
     timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days")
 )
-USUAL = Cadence(sweep_interval=15 * MINUTE, longest_interval=6 * HOUR)
+USUAL = Schedule(sweep_interval=15 * MINUTE, longest_interval=6 * HOUR)
 
 intervals = st.timedeltas(min_value=timedelta(milliseconds=1), max_value=3660 * DAY)
-cadences = st.tuples(intervals, intervals).map(lambda pair: Cadence(min(pair), max(pair)))
+cadences = st.tuples(intervals, intervals).map(lambda pair: Schedule(min(pair), max(pair)))
 stillnesses = st.timedeltas(min_value=timedelta(0), max_value=10_000 * DAY)
 attempts = st.integers(min_value=0, max_value=10**9)
 
 
-def look(cadence: Cadence, *still_for: timedelta, status: str = PAID) -> datetime:
+def look(cadence: Schedule, *still_for: timedelta, status: str = PAID) -> datetime:
     """Return when to look again at open orders that one request shows."""
     return cadence.next_look(NOW, [cadence.chance(status, one) for one in still_for])
 
@@ -70,7 +70,7 @@ def test_an_answer_without_open_orders_asks_for_nothing_sooner_than_the_longest_
 
 @given(cadences, st.lists(stillnesses, max_size=100))
 def test_no_look_is_sooner_or_later_than_the_operator_allows(
-    cadence: Cadence, still_for: list[timedelta]
+    cadence: Schedule, still_for: list[timedelta]
 ) -> None:
     wait = look(cadence, *still_for) - NOW
     assert cadence.sweep_interval <= wait <= cadence.longest_interval
@@ -78,7 +78,7 @@ def test_no_look_is_sooner_or_later_than_the_operator_allows(
 
 @given(cadences, stillnesses, stillnesses)
 def test_an_order_that_is_still_for_longer_is_not_looked_at_sooner(
-    cadence: Cadence, one: timedelta, other: timedelta
+    cadence: Schedule, one: timedelta, other: timedelta
 ) -> None:
     shorter, longer = sorted((one, other))
     assert look(cadence, shorter) <= look(cadence, longer)
@@ -89,19 +89,19 @@ def test_a_change_dated_in_the_future_counts_as_a_change_just_now() -> None:
 
 
 @given(cadences)
-def test_the_newest_page_is_due_again_after_one_interval(cadence: Cadence) -> None:
+def test_the_newest_page_is_due_again_after_one_interval(cadence: Schedule) -> None:
     assert cadence.next_sweep(NOW) == NOW + cadence.sweep_interval
 
 
 @given(cadences)
-def test_after_a_fault_the_next_try_is_within_five_minutes(cadence: Cadence) -> None:
+def test_after_a_fault_the_next_try_is_within_five_minutes(cadence: Schedule) -> None:
     wait = cadence.next_sweep_after_fault(NOW) - NOW
     assert timedelta(0) < wait <= min(5 * MINUTE, cadence.sweep_interval)
 
 
 @given(cadences)
 def test_a_parked_account_is_tried_no_sooner_than_a_healthy_one_and_within_the_hour(
-    cadence: Cadence,
+    cadence: Schedule,
 ) -> None:
     wait = cadence.next_try_of_parked(NOW) - NOW
     assert cadence.sweep_interval <= wait <= max(cadence.sweep_interval, HOUR)
@@ -109,7 +109,7 @@ def test_a_parked_account_is_tried_no_sooner_than_a_healthy_one_and_within_the_h
 
 @given(cadences, stillnesses, attempts)
 def test_no_rule_sets_a_date_beyond_the_horizon(
-    cadence: Cadence, still_for: timedelta, tries: int
+    cadence: Schedule, still_for: timedelta, tries: int
 ) -> None:
     dates = {
         "look": look(cadence, still_for),
@@ -117,24 +117,24 @@ def test_no_rule_sets_a_date_beyond_the_horizon(
         "after fault": cadence.next_sweep_after_fault(NOW),
         "parked": cadence.next_try_of_parked(NOW),
         "confirmation": cadence.next_confirmation(NOW),
-        "not yet": next_try_not_yet(NOW, tries),
-        "certificate fault": next_try_after_fault(NOW, tries),
+        "not yet": next_attempt_when_absent(NOW, tries),
+        "certificate fault": next_attempt_after_fault(NOW, tries),
     }
     horizon = cadence.horizon(NOW)
     assert {rule for rule, date in dates.items() if not NOW < date <= horizon} == set()
 
 
 def test_waits_for_a_missing_certificate_double_from_ten_seconds_to_an_hour() -> None:
-    waits = [(next_try_not_yet(NOW, tries) - NOW) / SECOND for tries in range(11)]
+    waits = [(next_attempt_when_absent(NOW, tries) - NOW) / SECOND for tries in range(11)]
     assert waits == [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]
 
 
 def test_waits_after_a_fault_double_from_a_minute_to_six_hours() -> None:
-    waits = [(next_try_after_fault(NOW, tries) - NOW) / MINUTE for tries in range(11)]
+    waits = [(next_attempt_after_fault(NOW, tries) - NOW) / MINUTE for tries in range(11)]
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 360, 360]
 
 
-@pytest.mark.parametrize("rule", [next_try_not_yet, next_try_after_fault])
+@pytest.mark.parametrize("rule", [next_attempt_when_absent, next_attempt_after_fault])
 def test_waits_neither_shrink_nor_overflow_however_often_was_tried(
     rule: Callable[[datetime, int], datetime],
 ) -> None:
@@ -159,20 +159,20 @@ def test_a_certificate_is_late_for_72_hours_before_it_counts_as_failed(
 
 
 def test_a_certificate_is_owed_at_complete_and_only_on_request_while_retiring() -> None:
-    eager = Cadence(USUAL.sweep_interval, USUAL.longest_interval, interim=True)
+    eager = Schedule(USUAL.sweep_interval, USUAL.longest_interval, interim=True)
     statuses = (*STATUSES, "unheard of")
     assert {one for one in statuses if USUAL.owes_certificate(one)} == {"complete"}
     assert {one for one in statuses if eager.owes_certificate(one)} == {"complete", "retiring"}
 
 
-def stays_of(weight: float, count: int, seed: int = 1) -> list[Stay]:
+def stays_of(weight: float, count: int, seed: int = 1) -> list[StatusDuration]:
     """Return stays whose chance to end is weight / stillness, cut off after a year."""
     dice = random.Random(seed)
     found = []
     for _ in range(count):
         seconds = 60 * (1 - dice.random()) ** (-1 / weight)
         year = 365 * 86_400.0
-        found.append(Stay(PAID, min(seconds, year), left=seconds < year))
+        found.append(StatusDuration(PAID, min(seconds, year), left=seconds < year))
     return found
 
 
@@ -188,7 +188,7 @@ def test_few_stays_change_little_and_none_change_nothing() -> None:
 
 
 def test_a_status_nobody_knows_teaches_nothing() -> None:
-    assert learn_weights([Stay("odd", 5.0, left=True)] * 1000) == pytest.approx(WEIGHTS)
+    assert learn_weights([StatusDuration("odd", 5.0, left=True)] * 1000) == pytest.approx(WEIGHTS)
 
 
 @given(st.floats(1, 1e6), st.integers(0, 10**6), st.floats(0, 1e6), st.floats(0.01, 1e4))
@@ -197,7 +197,7 @@ def test_requests_are_worth_more_only_while_the_budget_is_exceeded(
 ) -> None:
     now = worth_within(worth, requests, seconds, budget)
     exceeded = requests / max(seconds, 1.0) > budget
-    assert now > worth if exceeded else WORTH <= now <= worth
+    assert now > worth if exceeded else REQUEST_COST <= now <= worth
 
 
 def test_twice_the_budget_makes_a_request_worth_four_times_as_much() -> None:

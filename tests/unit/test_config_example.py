@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from harvester.config.load import SECRETS, load
-from harvester.config.receivers import HookSettings, ReceiverSettings
-from harvester.config.settings import Settings
+from harvester.config.settings import HookSettings, ReceiverSettings, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 KEYS = [

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.domain.certificate_names import DEFAULT_LAYOUT, Layout, is_layout_folder, split_key
+from harvester.domain.certificate_names import (
+    DEFAULT_LAYOUT,
+    CertificateNames,
+    is_layout_folder,
+    split_path,
+)
 from harvester.domain.errors import ConfigurationError
 
 JANUARY = datetime(2026, 1, 9, 23, 30, tzinfo=UTC)
@@ -26,7 +31,10 @@ JANUARY = datetime(2026, 1, 9, 23, 30, tzinfo=UTC)
     ],
 )
 def test_a_key_says_account_month_order_and_version(version: int, interim: bool, key: str) -> None:
-    assert Layout(DEFAULT_LAYOUT).key("acct", "ORDER", JANUARY, version, interim=interim) == key
+    assert (
+        CertificateNames(DEFAULT_LAYOUT).key("acct", "ORDER", JANUARY, version, interim=interim)
+        == key
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,12 +49,14 @@ def test_a_key_says_account_month_order_and_version(version: int, interim: bool,
     ],
 )
 def test_other_layouts_give_other_names(template: str, key: str) -> None:
-    assert Layout(template).key("acct", "ORDER", JANUARY, 1) == key
+    assert CertificateNames(template).key("acct", "ORDER", JANUARY, 1) == key
 
 
 def test_the_month_is_the_month_in_utc() -> None:
     east = datetime(2026, 2, 1, 0, 30, tzinfo=timezone(timedelta(hours=5)))
-    assert Layout(DEFAULT_LAYOUT).key("acct", "ORDER", east, 1) == "acct/2026-01/ORDER.pdf"
+    assert (
+        CertificateNames(DEFAULT_LAYOUT).key("acct", "ORDER", east, 1) == "acct/2026-01/ORDER.pdf"
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +122,7 @@ def test_the_month_is_the_month_in_utc() -> None:
 )
 def test_a_hostile_layout_is_refused_by_the_rule_it_breaks(template: str, rule: str) -> None:
     with pytest.raises(ConfigurationError) as refusal:
-        Layout(template)
+        CertificateNames(template)
     assert any(rule in problem for problem in refusal.value.problems)
     assert "\n" not in str(refusal.value)
     assert "\x1b" not in str(refusal.value)
@@ -120,7 +130,7 @@ def test_a_hostile_layout_is_refused_by_the_rule_it_breaks(template: str, rule: 
 
 def test_every_broken_rule_is_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as refusal:
-        Layout("/quarantine/../{account_id}.pdf")
+        CertificateNames("/quarantine/../{account_id}.pdf")
     assert len(refusal.value.problems) >= 4
 
 
@@ -128,7 +138,7 @@ def test_every_broken_rule_is_told_at_once() -> None:
     "bad", ["", "..", "a/b", "a.b", "-rf", "a\n", "a\0", "é", "x" * 65, "{0.__class__}", "\uff41"]
 )
 def test_an_id_that_is_no_identifier_makes_no_key(bad: str) -> None:
-    layout = Layout(DEFAULT_LAYOUT)
+    layout = CertificateNames(DEFAULT_LAYOUT)
     with pytest.raises(ValueError, match="not safe"):
         layout.key(bad, "ORDER", JANUARY, 1)
     with pytest.raises(ValueError, match="not safe"):
@@ -137,11 +147,11 @@ def test_an_id_that_is_no_identifier_makes_no_key(bad: str) -> None:
 
 def test_an_account_called_quarantine_cannot_reach_the_quarantine() -> None:
     with pytest.raises(ValueError, match="quarantine"):
-        Layout(DEFAULT_LAYOUT).key("quarantine", "ORDER", JANUARY, 1)
+        CertificateNames(DEFAULT_LAYOUT).key("quarantine", "ORDER", JANUARY, 1)
 
 
 def test_versions_count_from_one_and_times_have_a_zone() -> None:
-    layout = Layout(DEFAULT_LAYOUT)
+    layout = CertificateNames(DEFAULT_LAYOUT)
     with pytest.raises(ValueError, match="from 1"):
         layout.key("acct", "ORDER", JANUARY, 0)
     with pytest.raises(ValueError, match="time zone"):
@@ -191,13 +201,13 @@ def test_a_template_is_refused_or_its_keys_stay_below_the_root(
     template: str, account: str, order: str, created: datetime, version: tuple[int, bool]
 ) -> None:
     try:
-        layout = Layout(template)
+        layout = CertificateNames(template)
     except ConfigurationError:
         return
     if account == "quarantine":
         return
     key = layout.key(account, order, created, version[0], interim=version[1])
-    folders, name = split_key(key)
+    folders, name = split_path(key)
     assert posixpath.normpath(f"/root/{key}") == f"/root/{key}"
     assert order in name
     assert name.endswith(".pdf")
@@ -224,7 +234,7 @@ SHORT_IDS = st.text("aA0-_", min_size=1, max_size=4).filter(lambda text: text[0]
 def test_different_certificates_have_different_keys(
     template: str, certificates: list[tuple[str, str, int, bool]]
 ) -> None:
-    layout = Layout(template)
+    layout = CertificateNames(template)
     keys = {
         layout.key(account, order, JANUARY, version, interim=interim)
         for account, order, version, interim in certificates

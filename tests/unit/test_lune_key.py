@@ -8,8 +8,8 @@ import pytest
 from yarl import URL
 
 from harvester.domain.errors import KeyRefused
-from harvester.lune.gate import KeyGate
 from harvester.lune.origin import Origin
+from harvester.lune.session import KeyGate
 
 REFUSAL = KeyRefused("no", method="GET", path="/v1/accounts/me", status=401, code="unauthorised")
 

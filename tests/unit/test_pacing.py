@@ -7,8 +7,7 @@ import random
 
 import pytest
 
-from harvester.lune.priority import Urgency
-from harvester.lune.rate_limiter import Pacer
+from harvester.lune.rate_limiter import Priority, RateLimiter
 
 
 class FakeTime:
@@ -48,11 +47,11 @@ class FakeTime:
 
 
 class Traffic:
-    """Requests through a pacer: when each started, and when it was counted at the server."""
+    """Requests through a rate_limiter: when each started, and when it was counted at the server."""
 
     def __init__(self, rate: float) -> None:
         self.time = FakeTime()
-        self.pacer = Pacer(rate, clock=self.time.clock, sleep=self.time.sleep)
+        self.rate_limiter = RateLimiter(rate, clock=self.time.clock, sleep=self.time.sleep)
         self.starts: list[tuple[str, float]] = []
         self.counted: list[float] = []
 
@@ -61,9 +60,9 @@ class Traffic:
         name: str = "",
         out: float = 0.0,
         back: float = 0.0,
-        urgency: Urgency = Urgency.DUE,
+        priority: Priority = Priority.DUE,
     ) -> None:
-        async with self.pacer.turn(urgency):
+        async with self.rate_limiter.turn(priority):
             self.starts.append((name, self.time.now - 1000.0))
             if out:
                 await self.time.sleep(out)
@@ -76,9 +75,9 @@ class Traffic:
         name: str = "",
         out: float = 0.0,
         back: float = 0.0,
-        urgency: Urgency = Urgency.DUE,
+        priority: Priority = Priority.DUE,
     ) -> asyncio.Task[None]:
-        return asyncio.create_task(self.request(name, out, back, urgency))
+        return asyncio.create_task(self.request(name, out, back, priority))
 
     @property
     def times(self) -> list[float]:
@@ -136,7 +135,7 @@ async def test_a_slot_rests_a_second_after_the_answer() -> None:
 async def test_a_failed_request_gives_its_slot_back_just_as_late() -> None:
     traffic = Traffic(1)
     with pytest.raises(RuntimeError):
-        async with traffic.pacer.turn():
+        async with traffic.rate_limiter.turn():
             raise RuntimeError
     task = traffic.spawn()
     await traffic.time.run(5)
@@ -176,26 +175,26 @@ async def test_waiters_that_were_suspended_start_evenly_too() -> None:
 
 async def test_a_pause_holds_everybody_and_is_never_shortened() -> None:
     traffic = Traffic(10)
-    traffic.pacer.pause(5)
+    traffic.rate_limiter.pause(5)
     tasks = [traffic.spawn() for _ in range(2)]
     await traffic.time.run(4)
-    traffic.pacer.pause(10)
-    traffic.pacer.pause(1)
+    traffic.rate_limiter.pause(10)
+    traffic.rate_limiter.pause(1)
     await traffic.time.run(9.9)
     assert traffic.times == []
     await traffic.time.run(1)
     await asyncio.gather(*tasks)
     assert traffic.times == pytest.approx([14, 14 + 1 / 7.2], abs=0.01)
-    assert traffic.pacer.pauses == 3
+    assert traffic.rate_limiter.pauses == 3
 
 
 async def test_a_pause_of_no_time_is_none() -> None:
     traffic = Traffic(10)
-    traffic.pacer.pause(0)
-    traffic.pacer.pause(-5)
+    traffic.rate_limiter.pause(0)
+    traffic.rate_limiter.pause(-5)
     await traffic.request()
     assert traffic.times == [0]
-    assert traffic.pacer.pauses == 0
+    assert traffic.rate_limiter.pauses == 0
 
 
 @pytest.mark.parametrize("cancelled", [1, 2])
@@ -237,29 +236,29 @@ async def test_requests_and_waiting_are_counted() -> None:
     tasks = [traffic.spawn() for _ in range(3)]
     await traffic.time.run(5)
     await asyncio.gather(*tasks)
-    assert traffic.pacer.requests == 3
-    assert traffic.pacer.waited_seconds == pytest.approx(0.5 + 1.0, abs=0.01)
+    assert traffic.rate_limiter.requests == 3
+    assert traffic.rate_limiter.waited_seconds == pytest.approx(0.5 + 1.0, abs=0.01)
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="rate"):
-        Pacer(rate)
+        RateLimiter(rate)
 
 
 async def test_each_class_gets_its_share_and_none_starves() -> None:
     traffic = Traffic(10)
     tasks = [
-        traffic.spawn(urgency.name, urgency=urgency)
-        for urgency in (Urgency.BACKGROUND, Urgency.DUE, Urgency.WAITED_FOR)
+        traffic.spawn(priority.name, priority=priority)
+        for priority in (Priority.BACKGROUND, Priority.DUE, Priority.WAITED_FOR)
         for _ in range(200)
     ]
     await traffic.time.run(13)
-    shares = {one: sum(name == one.name for name, _ in traffic.starts) for one in Urgency}
+    shares = {one: sum(name == one.name for name, _ in traffic.starts) for one in Priority}
     assert shares == {
-        Urgency.WAITED_FOR: pytest.approx(80, abs=2),
-        Urgency.DUE: pytest.approx(40, abs=2),
-        Urgency.BACKGROUND: pytest.approx(10, abs=2),
+        Priority.WAITED_FOR: pytest.approx(80, abs=2),
+        Priority.DUE: pytest.approx(40, abs=2),
+        Priority.BACKGROUND: pytest.approx(10, abs=2),
     }
     for task in tasks:
         task.cancel()
@@ -270,7 +269,7 @@ async def test_a_class_that_idled_has_saved_nothing_up() -> None:
     traffic = Traffic(10)
     busy = [traffic.spawn("due") for _ in range(60)]
     await traffic.time.run(4)
-    late = [traffic.spawn("waited for", urgency=Urgency.WAITED_FOR) for _ in range(30)]
+    late = [traffic.spawn("waited for", priority=Priority.WAITED_FOR) for _ in range(30)]
     await traffic.time.run(1.55)
     names = [name for name, at in traffic.starts if at > 4]
     assert 3 <= names.count("due") <= 6
@@ -280,9 +279,9 @@ async def test_a_class_that_idled_has_saved_nothing_up() -> None:
 
 async def test_who_comes_urgently_waits_behind_few() -> None:
     traffic = Traffic(10)
-    background = [traffic.spawn("page", urgency=Urgency.BACKGROUND) for _ in range(100)]
+    background = [traffic.spawn("page", priority=Priority.BACKGROUND) for _ in range(100)]
     await traffic.time.run(3)
-    urgent = traffic.spawn("urgent", urgency=Urgency.WAITED_FOR)
+    urgent = traffic.spawn("urgent", priority=Priority.WAITED_FOR)
     await traffic.time.run(0.25)
     assert urgent.done()
     await traffic.time.run(20)
@@ -291,26 +290,26 @@ async def test_who_comes_urgently_waits_behind_few() -> None:
 
 async def test_after_a_pause_the_pace_is_lower_and_recovers() -> None:
     traffic = Traffic(10)
-    traffic.pacer.pause(2)
-    traffic.pacer.pause(2)  # the same 429, met by another request in flight
-    assert traffic.pacer.pace == pytest.approx(7)
+    traffic.rate_limiter.pause(2)
+    traffic.rate_limiter.pause(2)  # the same 429, met by another request in flight
+    assert traffic.rate_limiter.pace == pytest.approx(7)
     tasks = [traffic.spawn() for _ in range(20)]
     await traffic.time.run(5)
     await asyncio.gather(*tasks)
     gaps = [b - a for a, b in itertools.pairwise(traffic.times)]
     assert gaps[0] == pytest.approx(1 / 7, abs=0.002)
     await traffic.time.run(60)
-    assert traffic.pacer.pace == pytest.approx(8, abs=0.1)
+    assert traffic.rate_limiter.pace == pytest.approx(8, abs=0.1)
     await traffic.time.run(600)
-    assert traffic.pacer.pace == 10
+    assert traffic.rate_limiter.pace == 10
 
 
 async def test_refused_again_and_again_the_pace_has_a_floor() -> None:
     traffic = Traffic(10)
     for _ in range(50):
-        traffic.pacer.pause(1)
+        traffic.rate_limiter.pause(1)
         await traffic.time.run(1.1)
-    assert 1 <= traffic.pacer.pace < 1.1
+    assert 1 <= traffic.rate_limiter.pace < 1.1
 
 
 async def test_a_request_cancelled_as_it_is_let_through_gives_its_slot_back() -> None:
@@ -319,7 +318,7 @@ async def test_a_request_cancelled_as_it_is_let_through_gives_its_slot_back() ->
     waiting = traffic.spawn("cancelled")
     await asyncio.sleep(0)
     traffic.time.now += 1.5
-    usher = [task for task in asyncio.all_tasks() if task.get_name() == "pacer"]
+    usher = [task for task in asyncio.all_tasks() if task.get_name() == "rate_limiter"]
     assert len(usher) == 1
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

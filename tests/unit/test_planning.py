@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.domain.polling import PAGE_SIZE, Plan, plan_account
+from harvester.domain.polling import PAGE_SIZE, Plan, plan_requests
 
 sizes = st.integers(min_value=1, max_value=9)
 near = st.lists(st.integers(min_value=0, max_value=60), max_size=30, unique=True)
@@ -42,7 +42,7 @@ def test_every_due_order_is_shown(
     depths: list[int], size: int, read_newest: bool, by_cursor: bool, newest: int
 ) -> None:
     due = places_of(depths, newest)
-    plan = plan_account(due, newest, read_newest=read_newest, by_cursor=by_cursor, page_size=size)
+    plan = plan_requests(due, newest, read_newest=read_newest, by_cursor=by_cursor, page_size=size)
     assert set(due) <= shown(plan, newest, size)
     assert plan.pages >= int(read_newest)
 
@@ -51,7 +51,7 @@ def test_every_due_order_is_shown(
 def test_from_the_top_no_mix_of_pages_and_single_orders_is_cheaper(
     depths: list[int], size: int
 ) -> None:
-    plan = plan_account(places_of(depths, 60), 60, by_cursor=False, page_size=size)
+    plan = plan_requests(places_of(depths, 60), 60, by_cursor=False, page_size=size)
     assert plan.requests == min(plain_ways(depths, size))
     assert plan.stretches == ()
 
@@ -59,15 +59,15 @@ def test_from_the_top_no_mix_of_pages_and_single_orders_is_cheaper(
 @given(near, sizes, st.booleans())
 def test_by_cursor_no_plain_way_is_cheaper(depths: list[int], size: int, read_newest: bool) -> None:
     due = places_of(depths, 60)
-    plan = plan_account(due, 60, read_newest=read_newest, page_size=size)
+    plan = plan_requests(due, 60, read_newest=read_newest, page_size=size)
     assert plan.requests <= min(plain_ways(depths, size))
-    without = plan_account(due, 60, read_newest=read_newest, by_cursor=False, page_size=size)
+    without = plan_requests(due, 60, read_newest=read_newest, by_cursor=False, page_size=size)
     assert plan.requests <= without.requests
 
 
 @given(far)
 def test_no_two_stretches_could_be_one(depths: list[int]) -> None:
-    plan = plan_account(places_of(depths, 10**7), 10**7)
+    plan = plan_requests(places_of(depths, 10**7), 10**7)
     starts = sorted(stretch[0] for stretch in plan.stretches)
     starts += plan.singles
     ordered = sorted(starts)
@@ -76,7 +76,7 @@ def test_no_two_stretches_could_be_one(depths: list[int]) -> None:
 
 @given(st.permutations([3, 0, 150, 151, 152, 420, 999]))
 def test_the_order_in_which_places_are_given_changes_nothing(places: list[int]) -> None:
-    assert plan_account(places, 1000) == Plan(1, ((152, 151, 150), (3, 0)), (420,))
+    assert plan_requests(places, 1000) == Plan(1, ((152, 151, 150), (3, 0)), (420,))
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_the_order_in_which_places_are_given_changes_nothing(places: list[int]) 
 )
 def test_plans_for_listings_one_meets(depths: list[int], requests: int, from_the_top: int) -> None:
     due = places_of(depths, 10**6)
-    assert plan_account(due, 10**6).requests == requests
-    assert plan_account(due, 10**6, by_cursor=False).requests == from_the_top
+    assert plan_requests(due, 10**6).requests == requests
+    assert plan_requests(due, 10**6, by_cursor=False).requests == from_the_top
 
 
 def test_without_the_newest_page_nothing_due_asks_for_nothing() -> None:
-    assert plan_account([], 7, read_newest=False) == Plan(0, (), ())
+    assert plan_requests([], 7, read_newest=False) == Plan(0, (), ())
 
 
 def test_nothing_is_above_the_newest_order_so_its_page_is_the_newest() -> None:
-    assert plan_account([9, 8], 9, read_newest=False) == Plan(1, (), ())
-    assert plan_account([9], 9, read_newest=False) == Plan(0, (), (9,))
+    assert plan_requests([9, 8], 9, read_newest=False) == Plan(1, (), ())
+    assert plan_requests([9], 9, read_newest=False) == Plan(0, (), (9,))

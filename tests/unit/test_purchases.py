@@ -17,7 +17,7 @@ from harvester.domain.purchases import (
     by_estimate,
     by_mass,
     by_value,
-    check_key,
+    check_idempotency_key,
     parse_share,
 )
 
@@ -227,7 +227,7 @@ def test_what_is_no_percentage_is_refused(percent: str) -> None:
 
 @pytest.mark.parametrize("key", ["x", "x" * 100, "INV 7/ä", "a=b&c", "日本"])
 def test_a_key_of_one_to_a_hundred_printable_characters_is_taken_as_it_is(key: str) -> None:
-    assert check_key(key) == key
+    assert check_idempotency_key(key) == key
 
 
 @pytest.mark.parametrize(
@@ -235,4 +235,4 @@ def test_a_key_of_one_to_a_hundred_printable_characters_is_taken_as_it_is(key: s
 )
 def test_any_other_key_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="1 to 100 printable characters"):
-        check_key(key)
+        check_idempotency_key(key)

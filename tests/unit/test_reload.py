@@ -10,7 +10,6 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from harvester.app import Harvest
 from harvester.config.load import load
 from harvester.config.settings import Settings
 from harvester.runtime.reload import Reload

@@ -16,7 +16,7 @@ from harvester.domain.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from harvester.lune.responses import AnswerTooLarge
+from harvester.lune.responses import ResponseTooLarge
 from harvester.lune.retry import Retries, StaleConnection, parse_retry_after
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
@@ -65,7 +65,7 @@ async def test_the_fourth_try_may_succeed() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [NotFound, KeyRefused, AccountRefused, RequestRefused, Redirected, AnswerTooLarge]
+    "kind", [NotFound, KeyRefused, AccountRefused, RequestRefused, Redirected, ResponseTooLarge]
 )
 async def test_what_asking_again_cannot_mend_is_raised_at_once(kind: type[LuneError]) -> None:
     attempts = Attempts(fail(kind))
@@ -107,7 +107,7 @@ async def test_429_pauses_everybody_longer_each_time_and_spends_no_try() -> None
     attempts = Attempts(*(fail(RateLimited) for _ in range(9)), *(fail(ServerFault),) * 3)
     assert await attempts.run() == "answer"
     assert attempts.made == 13
-    assert attempts.slept[:9] == [0] * 9  # the pacer's pause is the wait
+    assert attempts.slept[:9] == [0] * 9  # the rate_limiter's pause is the wait
     for paused, least in zip(attempts.paused, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=True):
         assert least <= paused <= min(least + 1, 60)
 

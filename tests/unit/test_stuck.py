@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from harvester.domain.schedule import Stay
+from harvester.domain.schedule import StatusDuration
 from harvester.domain.stuck import ENOUGH, Basis, bounds
 
 HOUR = 3600.0
 
 
-def stays(status: str, *hours: float, left: bool = True) -> list[Stay]:
-    return [Stay(status, one * HOUR, left) for one in hours]
+def stays(status: str, *hours: float, left: bool = True) -> list[StatusDuration]:
+    return [StatusDuration(status, one * HOUR, left) for one in hours]
 
 
 def test_a_configured_bound_outweighs_what_was_seen() -> None:

@@ -8,14 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from harvester.cli.subscription import compare
-from harvester.domain.lune_events import (
-    Announcements,
-    Hint,
-    Subscription,
-    is_answered,
-    next_look_at_hint,
-)
-from harvester.domain.schedule import Cadence
+from harvester.domain.lune_events import Hint, Subscription, is_answered, next_check_of_hint
+from harvester.domain.schedule import Schedule
+from harvester.ledger.hints import WebhookHealth
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 URL = "https://hooks.example/webhooks/lune"
@@ -44,13 +39,13 @@ def test_a_hint_is_answered_once_the_api_says_as_much_or_more(
 
 def test_a_hint_is_asked_about_again_ever_more_rarely_and_then_no_more() -> None:
     hint, at, waits = Hint("o", NOW, "complete"), NOW, []
-    while (again := next_look_at_hint(hint, at)) is not None:
+    while (again := next_check_of_hint(hint, at)) is not None:
         waits.append((again - at).total_seconds())
         at = again
     assert waits[:4] == [2, 2, 4, 8]
     assert max(waits) <= 600
     assert len(waits) < 20
-    assert next_look_at_hint(hint, NOW - timedelta(hours=1)) is None  # the clock stepped back
+    assert next_check_of_hint(hint, NOW - timedelta(hours=1)) is None  # the clock stepped back
 
 
 @pytest.mark.parametrize(
@@ -65,16 +60,16 @@ def test_sweeps_are_four_times_rarer_within_the_longest_interval(
     def span(text: str) -> timedelta:
         return timedelta(seconds=int(text[:-1]) * units[text[-1]])
 
-    cadence = Cadence(span(sweep), span(longest))
+    cadence = Schedule(span(sweep), span(longest))
     assert cadence.next_sweep(NOW) == NOW + span(sweep)
     assert cadence.next_sweep(NOW, announced=True) == NOW + span(announced)
     assert cadence.next_sweep(NOW, announced=True) <= cadence.horizon(NOW)
 
 
 def test_webhooks_work_when_some_came_and_nothing_moved_without_one() -> None:
-    assert Announcements(NOW, 0).work
-    assert not Announcements(NOW, 1).work
-    assert not Announcements(None, 0).work
+    assert WebhookHealth(NOW, 0).work
+    assert not WebhookHealth(NOW, 1).work
+    assert not WebhookHealth(None, 0).work
 
 
 @pytest.mark.parametrize(

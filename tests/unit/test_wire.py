@@ -8,15 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harvester.domain.orders import Order, SetAside
+from harvester.domain.orders import Order, RejectedOrder
 from harvester.lune.parsing import (
-    order_or_set_aside,
-    read_account,
-    read_account_page,
-    read_order,
-    read_order_page,
+    PayloadError,
+    load,
+    order_or_rejected,
+    parse_account,
+    parse_account_page,
+    parse_order,
+    parse_order_page,
 )
-from harvester.lune.payload import PayloadError, load
 
 ORDER: dict[str, Any] = {
     "id": "VfdoQ0PZjGMzvYO46lNA6kbgN1eOJx9B",
@@ -47,8 +48,8 @@ ACCOUNT: dict[str, Any] = {
 }
 
 
-def order(**changes: Any) -> Order | SetAside:
-    return order_or_set_aside(ORDER | changes)
+def order(**changes: Any) -> Order | RejectedOrder:
+    return order_or_rejected(ORDER | changes)
 
 
 def good(**changes: Any) -> Order:
@@ -57,9 +58,9 @@ def good(**changes: Any) -> Order:
     return read
 
 
-def bad(**changes: Any) -> SetAside:
+def bad(**changes: Any) -> RejectedOrder:
     read = order(**changes)
-    assert isinstance(read, SetAside), read
+    assert isinstance(read, RejectedOrder), read
     return read
 
 
@@ -68,7 +69,7 @@ def page(rows: Any, *, has_more: Any = False, **more: Any) -> bytes:
 
 
 def test_an_order_is_read_with_everything_but_the_email() -> None:
-    read = read_order(json.dumps(ORDER).encode())
+    read = parse_order(json.dumps(ORDER).encode())
     assert read == Order(
         id=ORDER["id"],
         status="placed",
@@ -89,7 +90,7 @@ def test_unknown_fields_and_statuses_are_kept() -> None:
 def test_optional_fields_may_be_missing_or_null() -> None:
     bare = {name: ORDER[name] for name in ("id", "status", "created_at")}
     for row in (bare, bare | {"metadata": None, "quantity": None, "bundles": None}):
-        read = order_or_set_aside(row)
+        read = order_or_rejected(row)
         assert isinstance(read, Order)
         assert (read.metadata, read.quantity, read.idempotency_key) == ({}, None, None)
 
@@ -103,7 +104,7 @@ def test_a_metadata_value_of_another_type_is_kept() -> None:
     [("1040", "1040"), ("0.10", "0.10"), ("5e-7", "0.0000005"), ('"7176.00"', "7176.00")],
 )
 def test_amounts_are_exact_whether_text_or_numbers(literal: str, text: str) -> None:
-    read = read_order(
+    read = parse_order(
         json.dumps(ORDER | {"quantity": None})
         .replace('"quantity": null', f'"quantity": {literal}', 1)
         .encode()
@@ -133,8 +134,8 @@ def test_amounts_are_exact_whether_text_or_numbers(literal: str, text: str) -> N
 def test_an_amount_that_is_no_short_decimal_sets_the_order_aside(literal: str) -> None:
     text = json.dumps(ORDER | {"commission": None})
     row = load(text.replace('"commission": null', f'"commission": {literal}').encode())
-    read = order_or_set_aside(row)
-    assert isinstance(read, SetAside)
+    read = order_or_rejected(row)
+    assert isinstance(read, RejectedOrder)
     assert read.reason == "commission: not a decimal of at most 64 characters"
 
 
@@ -202,9 +203,9 @@ def test_a_deeply_nested_order_is_set_aside_alone() -> None:
     nested: list[Any] = []
     for _ in range(300):
         nested = [nested]
-    read = read_order_page(page([ORDER, ORDER | {"id": "deep", "metadata": {"a": nested}}]))
+    read = parse_order_page(page([ORDER, ORDER | {"id": "deep", "metadata": {"a": nested}}]))
     assert [order.id for order in read.orders] == [ORDER["id"]]
-    assert [(row.reference, row.reason) for row in read.set_aside] == [("deep", "nested too deep")]
+    assert [(row.reference, row.reason) for row in read.rejected] == [("deep", "nested too deep")]
 
 
 @pytest.mark.parametrize("served_id", ["../../etc/passwd", "a/b", "", "x" * 65, "\x1b[31m", "é", 7])
@@ -216,7 +217,7 @@ def test_an_unsafe_id_gets_a_printable_reference(served_id: Any) -> None:
 
 
 def test_what_has_no_id_is_referred_to_by_its_digest() -> None:
-    rows = read_order_page(page([5, None, [], {"status": "paid"}])).set_aside
+    rows = parse_order_page(page([5, None, [], {"status": "paid"}])).rejected
     assert all(row.reference.startswith("sha256:") for row in rows)
     assert len({row.reference for row in rows}) == 4
 
@@ -234,19 +235,19 @@ def test_a_document_set_aside_is_short_and_has_no_email() -> None:
 def test_one_malformed_order_leaves_the_other_99_alone() -> None:
     rows: list[Any] = [ORDER | {"id": f"order{n}"} for n in range(100)]
     rows[50] = rows[50] | {"status": 5}
-    read = read_order_page(page(rows))
+    read = parse_order_page(page(rows))
     assert len(read.orders) == 99
-    assert [row.reference for row in read.set_aside] == ["order50"]
+    assert [row.reference for row in read.rejected] == ["order50"]
 
 
 def test_has_more_ends_a_listing_whatever_the_cursor_says() -> None:
-    assert read_order_page(page([ORDER], next_cursor="more")).next_cursor is None
-    assert read_order_page(page([], next_cursor=None)).next_cursor is None
+    assert parse_order_page(page([ORDER], next_cursor="more")).next_cursor is None
+    assert parse_order_page(page([], next_cursor=None)).next_cursor is None
 
 
 def test_without_a_cursor_the_last_id_is_the_place() -> None:
-    assert read_order_page(page([ORDER], has_more=True)).next_cursor == ORDER["id"]
-    assert read_order_page(page([ORDER], has_more=True, next_cursor="c")).next_cursor == "c"
+    assert parse_order_page(page([ORDER], has_more=True)).next_cursor == ORDER["id"]
+    assert parse_order_page(page([ORDER], has_more=True, next_cursor="c")).next_cursor == "c"
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_without_a_cursor_the_last_id_is_the_place() -> None:
 )
 def test_a_promise_without_a_way_on_is_refused(body: bytes) -> None:
     with pytest.raises(PayloadError, match=r"^pagination: "):
-        read_order_page(body)
+        parse_order_page(body)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_a_promise_without_a_way_on_is_refused(body: bytes) -> None:
 )
 def test_what_is_not_a_page_is_refused(body: bytes) -> None:
     with pytest.raises(PayloadError, match="not a page"):
-        read_order_page(body)
+        parse_order_page(body)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def test_json_that_two_readers_could_disagree_on_is_refused(body: bytes, reason:
 
 
 def test_an_account_is_read() -> None:
-    account = read_account(json.dumps(ACCOUNT).encode(), is_default=True)
+    account = parse_account(json.dumps(ACCOUNT).encode(), is_default=True)
     assert (account.id, account.name, account.mode) == (ACCOUNT["id"], "ACME", "live")
     assert (account.scope, account.currency, account.beneficiary) == ("account", "USD", "ACME Inc")
     assert account.is_default
@@ -315,7 +316,7 @@ def test_a_malformed_account_is_left_out_with_a_reason() -> None:
             ACCOUNT | {"name": "secret", "beneficiary": 7},
         ]
     )
-    read = read_account_page(body)
+    read = parse_account_page(body)
     assert [account.id for account in read.accounts] == [ACCOUNT["id"]]
     assert len(read.skipped) == 4
     assert not any("secret" in reason for reason in read.skipped)
@@ -347,4 +348,4 @@ def test_any_row_is_an_order_or_set_aside_and_can_be_kept(changes: dict[str, Any
 @given(st.binary())
 def test_any_bytes_are_a_page_or_refused(body: bytes) -> None:
     with pytest.raises(PayloadError):
-        read_order_page(body)
+        parse_order_page(body)

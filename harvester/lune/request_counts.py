@@ -34,8 +34,9 @@ _OUTCOMES: Final = {
     NotFound: "not_found",
     RequestRefused: "request_refused",
 }
-_ROOTS: Final = frozenset({"accounts", "orders", "webhooks"})
-_WORDS: Final = _ROOTS | {
+_WORDS: Final = {
+    "",
+    "accounts",
     "by-estimate",
     "by-idempotency-key",
     "by-mass",
@@ -43,12 +44,14 @@ _WORDS: Final = _ROOTS | {
     "certificate",
     "client",
     "me",
+    "orders",
     "quote",
     "rotate-secret",
+    "webhooks",
 }
 
 
-class Outcomes(Counter[tuple[str, str]]):
+class RequestCounts(Counter[tuple[str, str]]):
     """Counts by endpoint and outcome, such as ``("GET /orders/{}", "not_found")``."""
 
     @contextmanager
@@ -65,11 +68,8 @@ class Outcomes(Counter[tuple[str, str]]):
 
 
 def endpoint(method: str, path: str) -> str:
-    """Return the method and the path from its first known word on, without ids."""
-    parts = path.split("/")
-    while parts and parts[0] not in _ROOTS:
-        del parts[0]
-    return f"{method} /" + "/".join(part if part in _WORDS else "{}" for part in parts)
+    """Return the method and a path below the base address, without ids."""
+    return f"{method} " + "/".join(part if part in _WORDS else "{}" for part in path.split("/"))
 
 
 def _outcome(error: LuneError) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Context:
+class Invocation:
     """The chosen configuration file and its settings."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Context:
         logs.configure(level or self.settings.log.level, self.settings.log.format)
 
 
-def pass_config(function: F) -> F:
+def pass_invocation(function: F) -> F:
     """Give a command the shared context and ``--config``, before or after the command's name."""
 
     @click.option(
@@ -55,11 +55,11 @@ def pass_config(function: F) -> F:
     @click.pass_context
     @functools.wraps(function)
     def with_context(click_context: click.Context, /, *args: Any, **options: Any) -> Any:
-        context = click_context.ensure_object(Context)
+        invocation = click_context.ensure_object(Invocation)
         config = options.pop("config")
         if config is not None:
-            context.config = config
-        return function(context, *args, **options)
+            invocation.config = config
+        return function(invocation, *args, **options)
 
     return cast("F", with_context)  # click hands the context in, so the signature differs
 
@@ -71,6 +71,6 @@ def command(name: str, short_help: str) -> Callable[[Callable[..., None]], click
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        return click.command(name, short_help=short_help)(pass_config(function))
+        return click.command(name, short_help=short_help)(pass_invocation(function))
 
     return decorate
