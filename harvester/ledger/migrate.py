@@ -27,21 +27,22 @@ _WHAT_TO_DO = (
 
 
 @functools.cache
-def revisions() -> tuple[str, ...]:
+def revisions(folder: Path | None = None) -> tuple[str, ...]:
     """Return the chain's revisions, oldest first; any other one is of a newer release.
 
-    Read from the files' names: Alembic, which reads the files, takes long to import.
+    ``folder`` holds the chain, by default the installed one; so it is in all of this module. Read
+    from the files' names: Alembic, which reads the files, takes long to import.
     """
-    files = (migrations_folder() / "versions").glob("[0-9]*_*.py")
+    files = ((folder or migrations_folder()) / "versions").glob("[0-9]*_*.py")
     return tuple(sorted(file.name.partition("_")[0] for file in files))
 
 
-def head() -> str:
+def head(folder: Path | None = None) -> str:
     """Return the schema that this release works with."""
-    return revisions()[-1]
+    return revisions(folder)[-1]
 
 
-def current(path: Path) -> str | None:
+def current(path: Path, folder: Path | None = None) -> str | None:
     """Return the revision of the ledger at ``path``; None when there is no ledger yet."""
     if not path.exists() or path.stat().st_size == 0:
         return None
@@ -53,7 +54,7 @@ def current(path: Path) -> str | None:
             if tables == 0:
                 return None
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            if row is not None and row[0] in revisions():
+            if row is not None and row[0] in revisions(folder):
                 # Other programs number their schemas like that too.
                 connection.execute("SELECT 1 FROM transitions, rejected_orders LIMIT 0")
     except sqlite3.OperationalError as error:
@@ -67,17 +68,18 @@ def current(path: Path) -> str | None:
     return str(row[0])
 
 
-def require_current(path: Path) -> None:
+def require_current(path: Path, folder: Path | None = None) -> None:
     """Refuse a ledger that a reader cannot use, with what to do about it."""
-    revision = current(path)
+    revision = current(path, folder)
     if revision is None:
         raise ConfigurationError(
             f"{path}: no ledger yet; `harvester run` or `harvester db upgrade` makes it"
         )
-    _refuse_newer(path, revision)
-    if revision != head():
+    _refuse_newer(path, revision, folder)
+    if revision != head(folder):
         raise ConfigurationError(
-            f"{path}: schema {revision}, older than {head()}; `harvester db upgrade` brings it on"
+            f"{path}: schema {revision}, older than {head(folder)}; `harvester db upgrade` "
+            "brings it on"
         )
 
 
@@ -94,15 +96,15 @@ def check_integrity(path: Path) -> None:
         raise LedgerDamaged(f"{path}: damaged ({answer}); {_WHAT_TO_DO}")
 
 
-def _refuse_newer(path: Path, revision: str) -> None:
-    if revision not in revisions():
+def _refuse_newer(path: Path, revision: str, folder: Path | None) -> None:
+    if revision not in revisions(folder):
         raise ConfigurationError(
-            f"{path}: schema {revision} is newer than this release knows ({head()}); install the "
-            "release that wrote it, or restore the backup made before its upgrade"
+            f"{path}: schema {revision} is newer than this release knows ({head(folder)}); install "
+            "the release that wrote it, or restore the backup made before its upgrade"
         )
 
 
-def upgrade(path: Path) -> tuple[str | None, Path | None]:
+def upgrade(path: Path, folder: Path | None = None) -> tuple[str | None, Path | None]:
     """Bring the ledger to :func:`head`; return the revision before and the backup made.
 
     An empty or missing ledger is made, an older one is copied beside itself first. Refused before
@@ -111,25 +113,25 @@ def upgrade(path: Path) -> tuple[str | None, Path | None]:
     The caller holds the lock.
     """
     settle(path)
-    before = current(path)
+    before = current(path, folder)
     if before is not None:
         if path.stat().st_size <= _READ_WHOLE_AT_START:
             check_integrity(path)
-        _refuse_newer(path, before)
+        _refuse_newer(path, before, folder)
     for left in path.parent.glob(f".{path.name}.before-*.part*"):  # by an upgrade before
         with contextlib.suppress(OSError):
             left.unlink()
-    if before == head():
+    if before == head(folder):
         return before, None
     backup_path = None
     if before is not None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        backup_path = path.with_name(f"{path.name}.before-{head()}-{stamp}")
+        backup_path = path.with_name(f"{path.name}.before-{head(folder)}-{stamp}")
         backup(path, backup_path)
     if not path.exists():
         _create(path)
     try:
-        _run_alembic(path)
+        _run_alembic(path, folder or migrations_folder())
     except sqlite3.Error as error:
         raise LedgerUnavailable(f"{path}: could not be upgraded: {error}") from error
     _shrink(path)
@@ -155,7 +157,7 @@ def _create(path: Path) -> None:
         raise LedgerUnavailable(f"{path}: cannot be made: {error.strerror}") from error
 
 
-def _run_alembic(path: Path) -> None:
+def _run_alembic(path: Path, folder: Path) -> None:
     from alembic import command  # 0.6 s of imports, needed once per release
     from alembic.config import Config
     from sqlalchemy import URL, create_engine, event
@@ -171,11 +173,11 @@ def _run_alembic(path: Path) -> None:
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     config = Config()
-    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, head())
+            command.upgrade(config, head(folder))
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
             if broken:
                 raise LedgerDamaged(f"{path}: {len(broken)} rows without the row they belong to")
