@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from harvester import __version__
 from harvester.archive.directory import DirectoryArchive
 from harvester.archive.durable import make_root
 from harvester.config.settings import Settings
-from harvester.context import Context, Limits, Stop
+from harvester.context import Context, Limits, Stop, utc_now
 from harvester.domain.certificate_names import CertificateNames
 from harvester.domain.errors import LedgerUnavailable, StorageUnavailable
 from harvester.domain.schedule import Schedule
@@ -128,10 +129,11 @@ async def open_app(
     *,
     options: ClientOptions | None = None,
     limits: Limits | None = None,
+    clock: Callable[[], datetime] = utc_now,
 ) -> AsyncIterator[App]:
     """Open everything for a harvest; see :class:`App`."""
     settings.api_key.read()  # a missing or unreadable key is found before anything is written
-    context = _context(settings, stop, limits or Limits())
+    context = _context(settings, stop, limits or Limits(), clock)
     observe_write = context.measurements.ledger_writes.observe
     async with open_ledger(settings, command, observe_write) as database:
         app = App(settings, database, context, accounts, options)
@@ -149,7 +151,7 @@ async def open_dry_app(
     settings: Settings, stop: Stop, accounts: Sequence[str] = ()
 ) -> AsyncIterator[App]:
     """Open a harvest on a throw-away copy of the ledger: Lune is asked, nothing of ours written."""
-    context = _context(settings, stop, Limits())
+    context = _context(settings, stop, Limits(), utc_now)
     with TemporaryDirectory(prefix="harvester-dry-run-") as folder:
         copy = Path(folder) / "ledger.db"
         if migrate.current(settings.database.path) is not None:
@@ -164,7 +166,9 @@ async def open_dry_app(
                 await app.close()
 
 
-def _context(settings: Settings, stop: Stop, limits: Limits) -> Context:
+def _context(
+    settings: Settings, stop: Stop, limits: Limits, clock: Callable[[], datetime]
+) -> Context:
     harvest = settings.harvest
     schedule = Schedule(
         harvest.sweep_interval,
@@ -173,7 +177,7 @@ def _context(settings: Settings, stop: Stop, limits: Limits) -> Context:
         harvest.weights,
         request_budget=settings.lune.rate_limit * _SHARE_OF_CHECKS,
     )
-    return Context(schedule, stop, limits=limits)
+    return Context(schedule, stop, clock, limits)
 
 
 @asynccontextmanager

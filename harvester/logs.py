@@ -10,12 +10,15 @@ import logging
 import os
 import queue
 import sys
-import threading
 import time
 from collections.abc import MutableMapping
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any, TextIO
 
 import structlog
+
+from harvester.domain.instants import rfc3339
 
 _LONGEST_TEXT = 1000
 _STDERR = 2
@@ -31,24 +34,8 @@ _PRIORITIES = (
 """Levels and syslog's numbers for them, the most urgent first."""
 
 
-class Stream(Protocol):
-    """Where lines go: a text file, or a :class:`Backlog`."""
-
-    def write(self, text: str, /) -> object:
-        """Take a text."""
-
-    def flush(self) -> object:
-        """Pass on what was taken."""
-
-    def isatty(self) -> bool:
-        """Tell whether a person reads along."""
-
-    def fileno(self) -> int:
-        """Return the descriptor they are written to; ``OSError`` when there is none."""
-
-
-class Backlog:
-    """A stream that never makes its writer wait, in front of a descriptor that may.
+class Backlog(QueueHandler):
+    """A handler that never makes its caller wait, in front of a descriptor that may.
 
     Lines wait in memory for a thread to write them; what does not fit, and what the descriptor
     refuses (a closed pipe), is dropped and counted in ``dropped``. The next line that gets through
@@ -56,38 +43,17 @@ class Backlog:
     """
 
     def __init__(self, descriptor: int = _STDERR, most: int = _MOST_WAITING) -> None:
-        self._descriptor = descriptor
-        self._lines: queue.Queue[bytes] = queue.Queue(most)
-        self._told = 0
-        self._notice = b""
+        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(most)
+        super().__init__(self._lines)
         self.dropped = 0
-        self._thread = threading.Thread(target=self._pass_on, name="log", daemon=True)
-        self._thread.start()
+        _Writer(self, self._lines, descriptor).start()
 
-    def write(self, text: str, /) -> int:
-        """Take a text, or drop it."""
-        line = text.encode("utf-8", "backslashreplace")
-        if threading.current_thread() is self._thread:
-            # Its own notice: kept for the thread to write once the logging locks are free, since
-            # in the queue it might not fit, and the count that it holds would be lost.
-            self._notice = line
-            return len(text)
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Take a line, or drop it."""
         try:
-            self._lines.put_nowait(line)
+            self._lines.put_nowait(record)
         except queue.Full:
             self.dropped += 1
-        return len(text)
-
-    def flush(self) -> None:
-        """Do nothing: nobody waits for the descriptor."""
-
-    def isatty(self) -> bool:
-        """Tell whether the descriptor is a terminal."""
-        return os.isatty(self._descriptor)
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self._descriptor
 
     def drain(self, seconds: float) -> bool:
         """Wait until all lines were written, at most so long; tell whether they were."""
@@ -96,33 +62,52 @@ class Backlog:
             time.sleep(0.005)
         return not self._lines.unfinished_tasks
 
-    def _pass_on(self) -> None:
-        while True:
-            line = self._lines.get()
-            try:
-                self._write(line)
-                self._tell_dropped()
-            except OSError:
-                self.dropped += 1
-            finally:
-                self._lines.task_done()
 
-    def _write(self, line: bytes) -> None:
+class _Writer(QueueListener):
+    """Writes the lines of a backlog, in its thread; no handler, whose lock could be waited for."""
+
+    def __init__(
+        self, backlog: Backlog, lines: queue.Queue[logging.LogRecord], descriptor: int
+    ) -> None:
+        super().__init__(lines)
+        self._backlog = backlog
+        self._descriptor = descriptor
+        self._reported = 0
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write a line that was formatted before, and how many were dropped."""
+        try:
+            self._write(record.getMessage())
+            missing = self._backlog.dropped - self._reported
+            if missing:
+                self._write(self._backlog.format(_dropped_lines(missing)))
+                self._reported += missing
+        except OSError:
+            self._backlog.dropped += 1
+
+    def _write(self, text: str) -> None:
+        line = f"{text}\n".encode("utf-8", "backslashreplace")
         while line:
             line = line[os.write(self._descriptor, line[:_MOST_AT_ONCE]) :]
 
-    def _tell_dropped(self) -> None:
-        missing = self.dropped - self._told
-        if missing:
-            structlog.get_logger().warning("log lines dropped", lines=missing)
-            self._write(self._notice)
-            self._notice = b""
-            self._told += missing
+
+def _dropped_lines(count: int) -> logging.LogRecord:
+    """Make the record that structlog would make, which cannot go through the queue: it is full."""
+    event = {"lines": count, "event": "log lines dropped", "level": "warning"}
+    event["timestamp"] = rfc3339(datetime.now(UTC))
+    made = {"msg": event, "levelno": logging.WARNING, "_logger": None, "_name": "warning"}
+    return logging.makeLogRecord(made)
 
 
-def configure(level: str, form: str, stream: Stream | None = None) -> None:
-    """Send all logging to ``stream`` (stderr) as ``console``, ``json`` or ``auto``."""
+def configure(
+    level: str, form: str, stream: TextIO | None = None, handler: logging.Handler | None = None
+) -> None:
+    """Send all logging to ``stream`` (stderr) as ``console``, ``json`` or ``auto``.
+
+    ``handler`` is who writes it there, by default one that may wait.
+    """
     stream = stream or sys.stderr
+    handler = handler or logging.StreamHandler(stream)
     console = form == "console" or (form == "auto" and stream.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -137,7 +122,6 @@ def configure(level: str, form: str, stream: Stream | None = None) -> None:
         cache_logger_on_first_use=False,
     )
     # Tracebacks without locals: a local may be the key.
-    handler = logging.StreamHandler(stream)
     formatter = _WithPriority if is_journal(stream) else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
         formatter(
@@ -155,7 +139,7 @@ def configure(level: str, form: str, stream: Stream | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def is_journal(stream: Stream) -> bool:
+def is_journal(stream: TextIO) -> bool:
     """Tell whether a stream is the journal's, which systemd names in ``JOURNAL_STREAM``."""
     try:
         file = os.fstat(stream.fileno())

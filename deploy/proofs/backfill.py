@@ -1,4 +1,4 @@
-"""The one-shot drain, as the README shows it and as schedulers run it, with its exit codes.
+"""The one-shot drain, as deploy/README.md shows it and as schedulers run it, with its exit codes.
 
 Needs pip's package index. Needs no root: a folder takes the machine's place.
 """
@@ -25,7 +25,7 @@ _INTERRUPTED, _HELD, _WRONG_KEY, _CONFIGURATION, _UNFINISHED, _USAGE = 130, 75, 
 
 def prove(proof: Proof) -> None:
     """Drain in every way that is documented, and end in every way that has a code."""
-    with proof.step("installed by the README's commands"):
+    with proof.step("installed by the page's commands"):
         programs = install(proof.folder / "programs", REPOSITORY)
         options = f"--orders {ORDERS} --speed 0 --rate-limit 0"
         lune = Lune(proof, programs / "bin" / "harvester", options)
@@ -50,13 +50,13 @@ def prove(proof: Proof) -> None:
 
 
 class _Drains:
-    """The lines of the README's section, each on a machine of its own."""
+    """The lines of the page's section, each on a machine of its own."""
 
     def __init__(self, proof: Proof, machine: Callable[[str], Machine], lune: Lune) -> None:
         self._proof = proof
         self._machine = machine
         self._lune = lune
-        self._commands, self._cron, _ = read_blocks(REPOSITORY / "README.md")[_SECTION]
+        self._commands, self._cron, _ = read_blocks()[_SECTION]
         self._all: dict[str, Any] = {}
 
     def _line(self, word: str) -> str:
@@ -64,7 +64,7 @@ class _Drains:
         return line
 
     def _drain(self, machine: Machine, line: str) -> set[str]:
-        """Run a line of the README; return the orders whose certificates are in the archive."""
+        """Run a line of the page; return the orders whose certificates are in the archive."""
         machine.follow([f"cd {machine.root}; {line}"], REPOSITORY)
         files = machine.certificates()
         self._proof.seen = f"`{line}`: {machine.verify() if files else 'no certificates'}"

@@ -87,7 +87,7 @@ class Deployment:
 
 
 def _write_secrets(folder: Path) -> dict[str, str]:
-    """Make the three secrets as the README says: for group 10001, in files others cannot read."""
+    """Make the three secrets as the page says: for group 10001, in files others cannot read."""
     folder.mkdir()
     random = secrets.token_hex(24)
     signing = base64.b64encode(secrets.token_bytes(32)).decode()

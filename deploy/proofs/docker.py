@@ -168,7 +168,7 @@ def _stored(deployment: Deployment, least: int) -> dict[str, str]:
 
 
 def _prove_harvest(proof: Proof, deployment: Deployment) -> None:
-    with proof.step(f"{ORDERS} orders followed to their ends, every certificate filed"):
+    with proof.step(f"{ORDERS} orders followed to their ends, every certificate stored"):
         until(lambda: is_settled(deployment.status(), ORDERS), "the end of all orders")
         status = deployment.status()
         proof.seen = f"orders {status['orders']}, certificates {status['certificates']}"

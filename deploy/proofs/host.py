@@ -1,4 +1,4 @@
-"""A booted machine with the harvester installed as the README says, and what is asked of it."""
+"""A booted machine with the harvester installed as deploy/README.md says, and questions to it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _HASTY = "[Service]\nRestartSec=1\nWatchdogSec=6\nStartLimitBurst=100\n"
 
 
 class Host:
-    """The machine, the sandbox it is connected to, and the README's commands for it."""
+    """The machine, the sandbox it is connected to, and the page's commands for it."""
 
     def __init__(self, proof: Proof, machine: Machine) -> None:
         self._proof = proof
         self.machine = machine
         self.do = machine.shell
-        blocks = read_blocks(REPOSITORY / "README.md")[_SECTION]
+        blocks = read_blocks()[_SECTION]
         self._lines = [line for block in blocks for line in block]
 
     def install(self) -> str:
@@ -60,7 +60,7 @@ class Host:
         self.configure()
         self.give_key(self.lune.key)
         self.follow("deploy/systemd/harvester*")
-        self.write("/etc/systemd/system/harvester.runtime.service.d/hasty.conf", _HASTY)
+        self.write("/etc/systemd/system/harvester.service.d/hasty.conf", _HASTY)
         return f"{self.harvester('--version')}, {self.do('systemctl --version | head -1')}"
 
     def _start_lune(self, wheels: Path) -> Lune:
@@ -72,10 +72,10 @@ class Host:
         return Lune(self._proof, here / "bin" / "harvester", "--orders 40")
 
     def follow(self, words: str, stdin: str = "") -> str:
-        """Run the line of the README that has these words, as it stands, in the sources."""
+        """Run the line of the page that has these words, as it stands, in the sources."""
         found = [line for line in self._lines if words in line]
         if len(found) != 1:
-            fail(f"{len(found)} lines of the README's section have {words!r}: {found}")
+            fail(f"{len(found)} lines of the page's section have {words!r}: {found}")
         typed = f"printf %s '{stdin}' | {found[0]}" if stdin else found[0]
         return self.do(f'cd source; export {OFFLINE}; sudo() {{ "$@"; }}; {typed}')
 
@@ -84,12 +84,12 @@ class Host:
         return self.do(f"{HARVESTER} {arguments} 2>&1", exits=exits)
 
     def as_service(self, arguments: str) -> str:
-        """Run a command of the harvester as the service, by the README's function."""
+        """Run a command of the harvester as the service, by the page's function."""
         (function,) = [line for line in self._lines if line.startswith("as_service()")]
         return self.do(f'sudo() {{ "$@"; }}; {function}; as_service {arguments}')
 
     def give_key(self, key: str) -> None:
-        """Put a key in place as the README does."""
+        """Put a key in place as the page does."""
         self.follow("/dev/stdin /etc/harvester/lune_api_key", f"{key}\n")
 
     def configure(self, *, lune: str = "", end: str = "") -> None:

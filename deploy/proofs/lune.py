@@ -15,12 +15,12 @@ _ENDS = ("complete", "cancelled", "failed")
 
 
 def is_settled(status: dict[str, Any], orders: int) -> bool:
-    """Tell by ``status --json`` whether just so many orders are known, all ended and all filed."""
+    """Tell by ``status --json`` whether just so many orders are known, all ended and all stored."""
     by_status: dict[str, int] = status["orders"]
     certificates: dict[str, int] = status["certificates"]
     ended = sum(by_status.get(end, 0) for end in _ENDS)
-    filed = certificates.get("stored", 0) == by_status.get("complete", 0)
-    return filed and ended == orders == sum(by_status.values())
+    stored = certificates.get("stored", 0) == by_status.get("complete", 0)
+    return stored and ended == orders == sum(by_status.values())
 
 
 class Lune:

@@ -136,13 +136,13 @@ class Machine:
         """Return the orders whose certificates are in the archive."""
         return {path.stem for path in self.archive.glob("*/*/*.pdf")}
 
-    def adopted(self) -> int:
-        """Return how many certificates the service has taken over without a download."""
-        return self._logged("certificate adopted")
+    def recovered(self) -> int:
+        """Return how many certificates the service has recorded without a download."""
+        return self._logged("certificate recovered")
 
-    def filed(self) -> int:
+    def downloaded(self) -> int:
         """Return how many certificates the service has downloaded."""
-        return self._logged("certificate filed")
+        return self._logged("certificate stored")
 
     def _logged(self, event: str) -> int:
         return self.log.read_text("utf-8").count(f'"event": "{event}"')
@@ -159,7 +159,7 @@ def _package_index() -> dict[str, str]:
 
 
 def install(folder: Path, checkout: Path) -> Path:
-    """Install a checkout as the README says; return the virtual environment.
+    """Install a checkout as deploy/README.md says; return the virtual environment.
 
     ``PROVE_PROGRAMS`` names one that may be changed, to save the time to make one.
     """

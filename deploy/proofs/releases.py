@@ -1,4 +1,4 @@
-"""The sources of this release, as a clone holds them, and those of a release after it."""
+"""The sources of this release, as a clone holds them, and those of a next one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ _SOURCES = (
     *("harvester", "migrations", "deploy"),
     *("pyproject.toml", "README.md", "LICENSE", "config.example.toml"),
 )
+
+_MIGRATION = '''\
+"""A column more, for the rows that are there too."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{following}"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("orders", sa.Column("next", sa.Text, server_default="{following}"))
+'''
 
 
 def copy_release(folder: Path) -> None:
@@ -29,21 +45,14 @@ def write_next_release(folder: Path) -> str:
     """Write the sources of a next release, with a step of the schema more; return its number."""
     copy_release(folder)
     package = folder / "harvester" / "__init__.py"
-    package.write_text(
-        re.sub(r'__version__ = "(.*)"', r'__version__ = "\1.post1"', package.read_text())
-    )
-    chain = folder / "harvester" / "ledger" / "migrate.py"
-    text = chain.read_text()
-    match = re.search(r'HEAD = "(\d+)"', text)
-    if match is None:
-        fail("migrate.py names no HEAD")
-    head = match[1]
+    before = package.read_text()
+    after = re.sub(r'__version__ = "(.*)"', r'__version__ = "\1.post1"', before)
+    if after == before:
+        fail(f"{package} names no version")
+    package.write_text(after)
+    chain = folder / "migrations" / "versions"
+    head = max(file.name.partition("_")[0] for file in chain.glob("[0-9]*_*.py"))
     following = f"{int(head) + 1:04}"
-    text = text.replace(f'HEAD = "{head}"', f'HEAD = "{following}"')
-    chain.write_text(re.sub(r"(REVISIONS = \([^)]*)\)", rf'\1, "{following}")', text))
-    migration = folder / "migrations" / "versions" / f"{following}_next.py"
-    migration.write_text(
-        f'revision = "{following}"\ndown_revision = "{head}"\n'
-        "branch_labels = depends_on = None\n\n\ndef upgrade() -> None:\n    pass\n"
-    )
+    migration = chain / f"{following}_next.py"
+    migration.write_text(_MIGRATION.format(head=head, following=following))
     return following

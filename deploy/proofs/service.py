@@ -12,7 +12,7 @@ from proofs.host import OFFLINE, Host
 from proofs.releases import write_next_release
 from proofs.steps import REPOSITORY, Proof, fail, judge, run, until
 
-_UNIT = REPOSITORY / "deploy" / "systemd" / "harvester.runtime.service"
+_UNIT = REPOSITORY / "deploy" / "systemd" / "harvester.service"
 _UNCHANGED = 3.0
 """Seconds after which what was not taken up will not be: three times those before a restart."""
 _STOPS_WITHIN = 2.0
@@ -35,7 +35,7 @@ class Service:
         opened = int(self._host.journal('"event": "started"')[-1]["__MONOTONIC_TIMESTAMP"])
         if ready < opened - 100_000:
             fail(f"ready {opened - ready} microseconds before it was")
-        if self._host.journal('"event": "sweep"'):
+        if self._host.journal('"event": "sweep finished"'):
             fail("Lune hangs, and a sweep ended")
         self._host.lune.ask("DELETE", "/faults/hang")
         return f"systemctl start returned after {took:.1f} s, ledger open and Lune hanging"
@@ -52,7 +52,7 @@ class Service:
         return text
 
     def is_bounded(self) -> str:
-        """Have filed within the unit's memory, which is enforced here as the unit has it."""
+        """Have stored within the unit's memory, which is enforced here as the unit has it."""
         bounds = {name: int(self._host.show(name)) for name in ("MemoryMax", "TasksMax")}
         if bounds != {"MemoryMax": self._host.machine.memory, "TasksMax": 64}:
             fail(f"{bounds}, not what the unit says")
@@ -64,7 +64,7 @@ class Service:
         took = int(re.findall(r"VmHWM:\s+(\d+) kB", process)[0]) >> 10
         return (
             f"MemoryMax {most >> 20} MiB, {self._host.machine.bounded_by}, whoever takes it all is "
-            f"killed; the service took {took} MiB at most so far, and filed"
+            f"killed; the service took {took} MiB at most so far, and stored"
         )
 
     def runs_hooks(self) -> str:
@@ -75,7 +75,7 @@ class Service:
         process = self._host.do("cat /proc/$(systemctl show -P MainPID harvester)/status")
         if "Seccomp:\t2" not in process or "NoNewPrivs:\t1" not in process:
             fail(process)
-        return f"{len(told)} events told under seccomp by user {self._host.owner()}"
+        return f"{len(told)} events delivered under seccomp by user {self._host.owner()}"
 
     def bears_root(self) -> str:
         """Read and refuse as root; write as the service."""
@@ -188,7 +188,7 @@ class Service:
         return judge(took, _STOPS_WITHIN)
 
     def drains(self) -> str:
-        """File by the timer, and leave the work to a daemon."""
+        """Store by the timer, and leave the work to a daemon."""
         before = self._host.stored()
         self._host.lune.ask("POST", "/clock", {"advance": 90 * 86_400})
         self._host.follow("enable --now harvester-drain.timer")
@@ -202,9 +202,9 @@ class Service:
         self._host.write("/etc/systemd/system/harvester-drain.timer.d/soon.conf", soon)
         self._host.do("systemctl restart harvester-drain.timer")
         until(lambda: self._host.journal("Finished harvester-drain"), "the drain")
-        filed = self._host.stored() - before
-        if filed <= 0:
-            fail("nothing was filed")
+        stored = self._host.stored() - before
+        if stored <= 0:
+            fail("nothing was stored")
         self._host.do("systemctl disable --now harvester-drain.timer")
         self._host.do("systemctl enable --now harvester")
         self._host.do("systemctl start harvester-drain")  # 75 is no failure
@@ -212,7 +212,7 @@ class Service:
         if (beside, self._host.show("ActiveState")) != ("75", "active"):
             fail(f"beside the daemon: {beside}, the daemon {self._host.show('ActiveState')}")
         return (
-            f"{following} by itself; {filed} filed once a drop-in made it soon; exit 75 and no "
+            f"{following} by itself; {stored} stored once a drop-in made it soon; exit 75 and no "
             "failure beside the daemon"
         )
 
@@ -227,7 +227,7 @@ class Service:
         return f"{before} certificates before, {self._host.stored()} after"
 
     def upgrades(self) -> str:
-        """Migrate under a next release, and file with it."""
+        """Migrate under a next release, and store with it."""
         folder = self._proof.folder
         before = self._host.stored()
         schema = write_next_release(folder / "next")

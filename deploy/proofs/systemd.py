@@ -15,15 +15,15 @@ from proofs.service import Service
 from proofs.steps import REPOSITORY, Proof, fail, run
 
 _FOLDER = REPOSITORY / "deploy" / "systemd"
-UNITS = ("harvester.runtime.service", "harvester-drain.service", "harvester-drain.timer")
+UNITS = ("harvester.service", "harvester-drain.service", "harvester-drain.timer")
 
 
 def prove(proof: Proof) -> None:
-    """Install as the README says, boot, and go through a service's life."""
+    """Install as deploy/README.md says, boot, and go through a service's life."""
     install_tools(TOOLS)
     with proof.step("the units are right and exposed to 1.1 of 10 at most"):
         proof.seen = _judge_units()
-    with proof.step("a machine with the harvester installed as the README says"):
+    with proof.step("a machine with the harvester installed as deploy/README.md says"):
         host = Host(proof, Machine(proof, _memory()))
         proof.seen = host.install()
         service = Service(proof, host)

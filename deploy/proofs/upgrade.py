@@ -1,13 +1,13 @@
 """Every block of deploy/README.md, run: back up, upgrade, go back, restore, rebuild, move, new key.
 
-From the last commit before this schema, or the one that ``PROVE_RELEASE_BEFORE`` names, to what is
-checked out. Needs git, a clone with its history, and pip's package index. Needs no root: a folder
-takes the machine's place.
+From what is checked out to a next release, which is made of the same sources: its version is higher
+and its schema has a revision more. Needs pip's package index. Needs no root: a folder takes the
+machine's place.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,26 @@ from typing import Any
 from proofs.handbook import read_blocks
 from proofs.lune import Lune
 from proofs.machine import Machine, install, same
-from proofs.steps import REPOSITORY, CannotProve, Proof, StepFailed, fail, run
+from proofs.releases import write_next_release
+from proofs.steps import REPOSITORY, Proof, fail
 
 ORDERS = 60
-_PAGE = REPOSITORY / "deploy" / "README.md"
 _OF_LUNE = ("status", "idempotency_key", "quantity", "metadata", "created_at")
 
 
 def prove(proof: Proof) -> None:
     """Take a harvester with data through all that the page describes."""
-    older = _release_before(proof.folder / "older")
-    with proof.step("the release before is installed, and has data"):
-        programs = install(proof.folder / "programs", older)
+    following = proof.folder / "next"
+    schema = write_next_release(following)
+    with proof.step("this release is installed, and has data"):
+        programs = install(proof.folder / "programs", REPOSITORY)
         options = f"--orders {ORDERS} --speed 10000000 --rate-limit 0"
         lune = Lune(proof, programs / "bin" / "harvester", options)
         machine = Machine(proof, "old", programs, lune)
         machine.start()
         recorded = machine.settle(ORDERS)
-        proof.seen = f"{_schema(machine)}, {_counts(recorded)}"
-    steps = _Steps(proof, machine, older, recorded)
+        proof.seen = f"{_version(machine)}, {_counts(recorded)}"
+    steps = _Steps(proof, machine, following, schema, recorded)
     steps.back_up()
     steps.upgrade()
     steps.go_back()
@@ -48,13 +49,14 @@ class _Steps:
     """The page's sections, each on what the one before left."""
 
     def __init__(
-        self, proof: Proof, machine: Machine, older: Path, recorded: dict[str, Any]
+        self, proof: Proof, machine: Machine, following: Path, schema: str, recorded: dict[str, Any]
     ) -> None:
         self._proof = proof
         self._machine = machine
-        self._older = older
+        self._next = following
+        self._schema = schema
         self._recorded = recorded
-        self._blocks = read_blocks(_PAGE)
+        self._blocks = read_blocks()
 
     def _follow(
         self, heading: str, checkout: Path = REPOSITORY, number: int = 0, typed: str = ""
@@ -71,20 +73,26 @@ class _Steps:
 
     def upgrade(self) -> None:
         with self._proof.step("upgrade"):
-            before = _schema(self._machine)
-            told = self._follow("Upgrade")
+            before = _version(self._machine)
+            told = self._follow("Upgrade", self._next)
             if "fail" in told:
                 fail(told)
             after = self._machine.settle(ORDERS)
             same(self._recorded, after, *_OF_LUNE, "first_seen_at", "certificate")
-            self._proof.seen = f"{before} -> {_schema(self._machine)}, {self._machine.verify()}"
+            version = _version(self._machine)
+            self._proof.seen = f"{before} -> {version}, {self._machine.verify()}"
+            if version == before or not version.endswith(f"schema {self._schema}"):
+                fail(self._proof.seen)
 
     def go_back(self) -> None:
         with self._proof.step("go back to the release before"):
-            self._follow("Go back to the release before", self._older)
+            self._follow("Go back to the release before")
             after = self._machine.settle(ORDERS)
             same(self._recorded, after, *_OF_LUNE, "first_seen_at", "certificate")
-            self._proof.seen = f"{_schema(self._machine)}, {self._machine.verify()}"
+            version = _version(self._machine)
+            self._proof.seen = f"{version}, {self._machine.verify()}"
+            if version.endswith(f"schema {self._schema}"):
+                fail(self._proof.seen)
 
     def restore(self) -> None:
         with self._proof.step("restore a backup"):
@@ -95,15 +103,16 @@ class _Steps:
 
     def rebuild(self) -> None:
         with self._proof.step("rebuild a lost ledger from Lune and the archive"):
-            adopted, filed = self._machine.recovered(), self._machine.filed()
+            recovered, downloaded = self._machine.recovered(), self._machine.downloaded()
             told = self._follow("Rebuild a lost ledger")
             if "holds certificates" not in told:
                 fail(f"doctor does not say that certificates are there:\n{told}")
             after = self._machine.settle(ORDERS)
             same(self._recorded, after, *_OF_LUNE)
-            adopted, filed = self._machine.recovered() - adopted, self._machine.filed() - filed
-            self._proof.seen = f"{adopted} taken over, {filed} downloaded"
-            if filed or adopted != len(self._machine.certificates()):
+            recovered = self._machine.recovered() - recovered
+            downloaded = self._machine.downloaded() - downloaded
+            self._proof.seen = f"{recovered} recovered, {downloaded} downloaded"
+            if downloaded or recovered != len(self._machine.certificates()):
                 fail(self._proof.seen)
             self._proof.seen += f", {self._machine.verify()}"
 
@@ -130,26 +139,10 @@ class _Steps:
                 fail(f"it ended with {code}")
 
 
-def _release_before(folder: Path) -> Path:
-    """Check out what was there before the newest migration: the older schema, with its code."""
-    git = ("git", "-C", REPOSITORY)
-    before = os.environ.get("PROVE_RELEASE_BEFORE")
-    if before is None:
-        chain = ("--diff-filter=A", "--format=%H", "-1", "--", "migrations/versions")
-        try:
-            newest = run(*git, "log", *chain).strip()
-            before = run(*git, "rev-parse", "--verify", f"{newest}^").strip()
-        except (StepFailed, OSError) as error:
-            lacking = "needs git and a clone with its history, for the release before"
-            raise CannotProve(lacking) from error
-    folder.mkdir()
-    run(*git, "archive", "-o", folder / "release.tar", before)
-    run("tar", "-C", folder, "-xf", folder / "release.tar")
-    return folder
-
-
-def _schema(machine: Machine) -> str:
-    return "schema " + str(machine.harvester("db", "current", "--json")).split('"schema": "')[1][:4]
+def _version(machine: Machine) -> str:
+    """Return which release is installed, and the schema of its ledger."""
+    schema = json.loads(machine.harvester("db", "current", "--json"))["schema"]
+    return f"{machine.harvester('--version').strip()}, schema {schema}"
 
 
 def _counts(orders: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ INCOMING = ".incoming"
 costs by the temporaries there are, not by the files that were ever stored.
 
 Its mode also says who reads the archive. Made 0700, so nobody but us; an operator who opens it to
-our group (``chmod -R g+rX``) has everything that is filed from then on open to the group."""
+our group (``chmod -R g+rX``) has everything that is stored from then on open to the group."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -179,7 +179,7 @@ def staged(incoming: int, data: bytes) -> Iterator[str]:
             os.close(descriptor)
         yield name
     finally:
-        with contextlib.suppress(OSError):  # what stays is swept at the next start
+        with contextlib.suppress(OSError):  # what stays is removed at the next start
             os.unlink(name, dir_fd=incoming)
 
 

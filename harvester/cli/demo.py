@@ -106,11 +106,10 @@ async def _demo(folder: Path) -> int:
 def _configure(folder: Path, sandbox: Sandbox) -> Settings:
     """Write the configuration an operator would, so that every command works on the result."""
     from harvester.config.load import load
+    from harvester.config.secrets import write_secrets
 
     key_file = folder / "lune_api_key"
-    descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(sandbox.key + "\n")
+    write_secrets(key_file, [sandbox.key])
     config = folder / "config.toml"
     quoted = {
         "base_url": sandbox.base_url,

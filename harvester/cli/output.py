@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 import click
@@ -157,21 +155,14 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
     What is no regular file, such as /dev/stdout, is written to as it is and never replaced.
     ``ClickException`` when it cannot be written.
     """
+    from harvester.files import atomic_file
+
     try:
         if path.exists() and not path.is_file():
             with path.open("w", encoding="utf-8") as stream:
                 yield stream
             return
-        with NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-        ) as temporary:
-            try:
-                yield temporary
-                temporary.flush()
-                os.fsync(temporary.fileno())
-                Path(temporary.name).replace(path)
-            except BaseException:
-                Path(temporary.name).unlink(missing_ok=True)
-                raise
+        with atomic_file(path) as stream:
+            yield stream
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror}") from error

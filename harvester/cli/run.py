@@ -134,7 +134,7 @@ def _run_daemon(invocation: Invocation) -> None:
     backlog = logs.Backlog()
 
     def configure(settings: Settings) -> None:
-        logs.configure(settings.log.level, settings.log.format, backlog)
+        logs.configure(settings.log.level, settings.log.format, handler=backlog)
 
     configure(invocation.settings)
     try:

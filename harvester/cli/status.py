@@ -120,17 +120,18 @@ def _print(found: _Found, holder: Holder | None, rate: Mapping[str, float] | Non
             for a in counts.accounts
         ],
     )
-    for odd in found.anomalies:
-        served = f"Lune served {printable(odd.served)}" if odd.served else "Lune answers 404"
+    for one in found.anomalies:
+        served = f"Lune served {printable(one.served)}" if one.served else "Lune answers 404"
         click.echo(
-            f"anomaly: order {odd.order_id} of account {odd.account_id}, recorded "
-            f"{printable(odd.recorded or 'nothing')}: {served} "
-            f"({odd.count} times, last {short(odd.last_at)})"
+            f"anomaly: order {one.order_id} of account {one.account_id}, recorded "
+            f"{printable(one.recorded or 'nothing')}: {served} "
+            f"({one.count} times, last {short(one.last_at)})"
         )
-    for one in found.rejected:
+    for rejected in found.rejected:
         click.echo(
-            f"rejected order: {printable(one.reference)} of account {one.account_id}: "
-            f"{printable(one.reason)} (seen {one.count} times, last {short(one.last_at)})"
+            f"rejected order: {printable(rejected.reference)} of account {rejected.account_id}: "
+            f"{printable(rejected.reason)} "
+            f"(seen {rejected.count} times, last {short(rejected.last_at)})"
         )
     _print_stuck(found.stuck)
 

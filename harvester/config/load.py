@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
@@ -45,6 +46,8 @@ def load(path: Path | None) -> Settings:
     environment = _read_environment()
     problems = [f"{path}: {problem}" for problem in _take_unknown(values)]
     problems += _unknown_variables(os.environ)
+    if path is not None:
+        _make_absolute(values, path.absolute().parent)
     _merge(values, environment)
     try:
         settings = Settings(**values)
@@ -64,6 +67,32 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not valid TOML: {detail}") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _make_absolute(values: dict[str, Any], folder: Path) -> None:
+    """Let relative paths begin at the configuration's folder, wherever the command is run."""
+    sections = list(values.values())
+    receivers = values.get("events", {}).get("receivers")
+    sections += receivers if isinstance(receivers, list) else []
+    for keys in sections:
+        for name, path in keys.items() if isinstance(keys, dict) else ():
+            if name.endswith("_file"):
+                several = isinstance(path, list)
+                keys[name] = (
+                    [_below(folder, one) for one in path] if several else _below(folder, path)
+                )
+    for section, scheme, prefix in (
+        ("database", "sqlite:///", "sqlite:///"),
+        ("storage", "file:", "file://"),
+    ):
+        url = values.get(section, {}).get("url")
+        relative = url.removeprefix(scheme) if isinstance(url, str) else ""
+        if relative and relative != url and not relative.startswith("/"):
+            values[section]["url"] = f"{prefix}{quote(str(folder))}/{relative}"
+
+
+def _below(folder: Path, path: object) -> object:
+    return str(folder / path) if isinstance(path, str) else path
 
 
 def _take_unknown(values: dict[str, Any]) -> Iterable[str]:

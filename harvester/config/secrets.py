@@ -6,12 +6,12 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from secrets import token_hex
 from typing import NoReturn
 
 from pydantic import SecretStr
 
 from harvester.domain.errors import ConfigurationError
+from harvester.files import atomic_file
 
 _LARGEST = 4096
 _CONTAINER_SECRETS = Path("/run/secrets")
@@ -97,25 +97,8 @@ def write_secrets(path: Path, secrets: Sequence[str]) -> None:
 
     Only its owner may read it; a file that is replaced keeps its owner. Raises ``OSError``.
     """
-    partial = path.with_name(f".{path.name}.{token_hex(8)}.part")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            if path.exists() and os.geteuid() == 0:
-                owner = path.stat()
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
-            stream.write("".join(f"{secret}\n" for secret in secrets))
-            stream.flush()
-            os.fsync(descriptor)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with atomic_file(path) as stream:
+        stream.write("".join(f"{secret}\n" for secret in secrets))
 
 
 def _guarded_folders() -> list[Path]:

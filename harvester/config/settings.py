@@ -263,7 +263,7 @@ class HookSettings(_Subscription):
 
 
 class EventsSettings(_Section):
-    """Who is told what happens; nobody unless named. The feed tells everyone who asks."""
+    """Who gets events; nobody unless named. The feed has them for everyone who asks."""
 
     receivers: tuple[ReceiverSettings, ...] = ()
     hooks: tuple[HookSettings, ...] = ()

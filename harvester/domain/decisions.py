@@ -171,15 +171,15 @@ def _next_check(
     certificate: CertificateDue | None,
 ) -> datetime | None:
     """Return the order's own next date; None for an open one that shares its answer's."""
-    odd = isinstance(observation, Anomaly)
+    is_anomaly = isinstance(observation, Anomaly)
     if is_open(status):
-        return at + schedule.sweep_interval if odd else None
+        return at + schedule.sweep_interval if is_anomaly else None
     if certificate is not None and certificate.state is not None:
         return at  # the certificate is asked for at once
     state = None if known is None or certificate is not None else known.certificate_state
     if known is not None and state in MISSING:
         return known.next_check_at  # its certificate's own date
-    return schedule.next_confirmation(at) if odd else None
+    return schedule.next_confirmation(at) if is_anomaly else None
 
 
 def _anomaly(observation: Observation, at: datetime) -> Anomaly | None:

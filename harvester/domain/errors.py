@@ -6,7 +6,7 @@ The tree; an error marked with * may go away by asking again::
     +-- ConfigurationError     what the operator wrote cannot work
     +-- LedgerHeld             another harvester holds the ledger
     +-- LedgerUnavailable *    the database cannot be written just now (disk full, locked, gone)
-    +-- LedgerDamaged          the database is not what it should be; a person must look
+    +-- LedgerDamaged          the database is not what it should be; a person must mend it
     |   +-- LedgerReplaced     its file was deleted or replaced while it was open
     +-- StorageUnavailable *   the archive cannot take a file just now (full, read-only, gone)
     +-- CertificateRejected *  an answer for a certificate was not a whole PDF

@@ -113,6 +113,7 @@ class OrderFilter:
     """
 
     accounts: frozenset[str] | None = None
+    idempotency_key: str | None = None
     status: str | None = None
     certificate: str | None = None
     since: datetime | None = None

@@ -154,7 +154,7 @@ async def read_certificates(
 
 async def recorded_certificates(database: Database) -> AsyncGenerator[RecordedCertificate, None]:
     """Yield every recorded certificate version, in constant memory."""
-    place = tuple_(certificates.c.order_key, certificates.c.version)
+    row = tuple_(certificates.c.order_key, certificates.c.version)
     last = (0, 0)
     while True:
         query = (
@@ -166,7 +166,7 @@ async def recorded_certificates(database: Database) -> AsyncGenerator[RecordedCe
                 *CERTIFICATE_COLUMNS,
             )
             .select_from(certificates.join(folders).join(orders).join(accounts))
-            .where(place > last)
+            .where(row > last)
             .order_by(certificates.c.order_key, certificates.c.version)
             .limit(_CHUNK)
         )

@@ -76,6 +76,8 @@ def conditions(scope: OrderFilter) -> list[ColumnElement[bool]]:
     if scope.accounts is not None:
         theirs = select(accounts.c.key).where(accounts.c.id.in_(scope.accounts))
         found.append(orders.c.account_key.in_(theirs.correlate(None)))
+    if scope.idempotency_key is not None:
+        found.append(orders.c.idempotency_key == scope.idempotency_key)
     if scope.status is not None:
         found.append(orders.c.status == scope.status)
     if scope.certificate == "none":

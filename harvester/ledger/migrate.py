@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
+from harvester.files import sync_folder
 
 _READ_WHOLE_AT_START = 256 * 2**20
 """Bytes. SQLite reads a ledger this large, some 230 000 orders, in under half a second."""
@@ -152,7 +153,7 @@ def settle(path: Path) -> None:
 def _create(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise LedgerUnavailable(f"{path}: cannot be made: {error.strerror}") from error
 
@@ -230,17 +231,9 @@ def backup(path: Path, target: Path) -> None:
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         os.link(partial, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except (sqlite3.Error, OSError) as error:
         raise LedgerUnavailable(f"{target}: no backup could be made: {error}") from error
     finally:
         with contextlib.suppress(OSError):  # what stays is removed at the next start
             partial.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

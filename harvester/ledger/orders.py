@@ -147,8 +147,8 @@ async def record_orders(
         await append_transitions(
             tx, [NewTransition(keys[one.order_id], one.move, one.source) for one in moved]
         )
-        odd = [(one.order.id, one.anomaly) for one in updates if one.anomaly is not None]
-        for order_id, anomaly in odd:
+        found = [(one.order.id, one.anomaly) for one in updates if one.anomaly is not None]
+        for order_id, anomaly in found:
             await _count_anomaly(tx, keys[order_id], anomaly)
         await _replace_rejected(tx, account, served, page.rejected, at)
         changed = [status_changed(account.id, served[one.order_id], one.move) for one in moved]
@@ -158,7 +158,7 @@ async def record_orders(
         seen=len(served),
         new=len(new),
         moves=moved,
-        anomalies=odd,
+        anomalies=found,
         rejected=page.rejected,
         # Of a page that cannot be read nothing is known.
         known_ground=bool(served)
@@ -183,8 +183,8 @@ async def record_not_found(
             .where(orders.c.key == known.key)
             .values(not_found_since=since, next_check_at=due)
         )
-        odd = Anomaly(known.status, "", AnomalyKind.NOT_FOUND, at)
-        await _count_anomaly(tx, known.key, odd)
+        anomaly = Anomaly(known.status, "", AnomalyKind.NOT_FOUND, at)
+        await _count_anomaly(tx, known.key, anomaly)
 
 
 async def _read_rows(
@@ -230,19 +230,19 @@ async def _first_position(
     order_ids: Iterable[str],
     rows: Mapping[str, _Row],
     sweep: SweepMark | None,
-    told: int | None,
+    given: int | None,
 ) -> int | None:
     """Find the position of the answer's first order by those on it whose position is known."""
     for number, order_id in enumerate(order_ids):
         if order_id in rows and (known := rows[order_id].known.position) is not None:
             return known + number
-    if told is None and sweep is not None:
+    if given is None and sweep is not None:
         placed = select(orders.c.key).where(
             orders.c.account_key == account_key(account.id), orders.c.position.is_not(None)
         )
         if await tx.scalar(placed.limit(1)) is None:
             return 0  # the first page ever: older orders get positions below
-    return told
+    return given
 
 
 async def _insert(

@@ -39,6 +39,15 @@ MOST_SHOWN: Final = 100
 """Anomalies and rejected orders that are returned at once, the newest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a listing of orders goes on: after this one, newest first."""
+
+    created_at: datetime
+    account_id: str
+    order_id: str
+
+
 class OrderRow(NamedTuple):
     """An order as the ledger has it, with its newest certificate.
 
@@ -153,26 +162,27 @@ _ANOMALIES = (
 
 
 async def stream_orders(
-    database: Database, scope: OrderFilter = EVERYTHING, limit: int | None = None
+    database: Database,
+    scope: OrderFilter = EVERYTHING,
+    limit: int | None = None,
+    after: Cursor | None = None,
 ) -> AsyncGenerator[OrderRow, None]:
-    """Yield orders, newest first, in constant memory.
+    """Yield orders, newest first, in constant memory; with ``after``, those beyond that order.
 
     Read a chunk at a time, each from its own short view: a reader that is slow to consume must
     not hold the write-ahead log back.
     """
-    last: tuple[datetime, str, str] | None = None
     left = limit
     while left is None or left > 0:
         size = _CHUNK if left is None else min(_CHUNK, left)
         query = _with_newest_certificate(scope)
-        if last is not None:
-            created_at, account_id, order_id = last
+        if after is not None:
             # Written so that the index on created_at says where to go on.
             same = and_(
-                orders.c.created_at == created_at,
-                tuple_(accounts.c.id, orders.c.id) <= tuple_(account_id, order_id),
+                orders.c.created_at == after.created_at,
+                tuple_(accounts.c.id, orders.c.id) <= tuple_(after.account_id, after.order_id),
             )
-            query = query.where(orders.c.created_at <= created_at, not_(same))
+            query = query.where(orders.c.created_at <= after.created_at, not_(same))
         query = query.order_by(orders.c.created_at.desc(), accounts.c.id, orders.c.id).limit(size)
         async with database.read() as connection:
             rows = (await connection.execute(query)).all()
@@ -180,7 +190,7 @@ async def stream_orders(
             yield _order_row(row)
         if len(rows) < size:
             return
-        last = (rows[-1].created_at, rows[-1].account_id, rows[-1].id)
+        after = Cursor(rows[-1].created_at, rows[-1].account_id, rows[-1].id)
         left = None if left is None else left - len(rows)
 
 

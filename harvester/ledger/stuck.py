@@ -1,4 +1,4 @@
-"""Orders that stay in a status for too long: found by the date they entered it, told once."""
+"""Orders that stay in a status for too long: found by the date they entered it, marked once."""
 
 from __future__ import annotations
 

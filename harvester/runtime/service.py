@@ -19,7 +19,7 @@ from harvester.runtime.systemd import NOBODY, Reports, Supervisor, standing
 from harvester.web.api import Api
 from harvester.web.app import Serving, make_web_app, metrics_routes, serving
 from harvester.web.control import Control
-from harvester.web.health import Health, sweep_age
+from harvester.web.health import Health, last_good_sweep
 from harvester.web.lune_webhook import LuneWebhooks
 from harvester.web.metrics import Metrics
 
@@ -74,7 +74,8 @@ async def describe_standing(app: App, daemon: Daemon) -> str:
     """
     async with app.database.transaction() as tx:
         statistics = await read_statistics(tx, app.context.clock())
-    age = sweep_age(app, statistics)
+    last = last_good_sweep(app, statistics)
+    age = None if last is None else app.context.clock() - last
     return standing(statistics.followed, statistics.owed, age, *daemon.troubles)
 
 

@@ -5,10 +5,8 @@ Described in ``openapi.json`` beside this file. Who asks shows the token of the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import asdict, replace
-from datetime import datetime
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.resources import files
 
 from aiohttp import web
@@ -16,17 +14,14 @@ from aiohttp import web
 from harvester import serializers
 from harvester.app import App
 from harvester.domain.errors import AccountRefused
-from harvester.domain.instants import MICROSECOND
-from harvester.domain.orders import OrderFilter
 from harvester.ledger.certificates import retry_certificates
 from harvester.ledger.database import Database
-from harvester.ledger.queries import OrderDetail, OrderRow, find_orders, stream_orders
+from harvester.ledger.queries import Cursor, OrderDetail, find_orders, stream_orders
 from harvester.web.certificates import choose, send_certificate
 from harvester.web.changes import Changes
 from harvester.web.parameters import (
-    Cursor,
-    OrderQuery,
     Parameters,
+    cursor_text,
     identifier,
     order_query,
     track_request,
@@ -62,49 +57,16 @@ class Api:
 
     async def _list(self, request: web.Request) -> web.Response:
         query = order_query(request)
-        rows: list[OrderRow] = []
-        async with aclosing(self._rows(query)) as found:
-            async for row in found:
-                rows.append(row)
-                if len(rows) > query.limit:
-                    break
+        stream = stream_orders(self._reading, query.scope, query.limit + 1, query.after)
+        rows = [row async for row in stream]
         page = rows[: query.limit]
-        more = len(rows) > len(page)
+        last = page[-1] if len(rows) > len(page) else None
         return web.json_response(
             {
                 "orders": [serializers.order(row, self._app.archive.locate) for row in page],
-                "next": str(_cursor(page[-1])) if more else None,
+                "next": last and cursor_text(Cursor(last.created_at, last.account_id, last.id)),
             }
         )
-
-    async def _rows(self, query: OrderQuery) -> AsyncGenerator[OrderRow, None]:
-        """Yield the rows of a listing from its cursor on, newest first."""
-        after, scope = query.after, query.scope
-        if query.idempotency_key is not None:
-            for row in await self._with_key(query.idempotency_key, scope):
-                if after is None or _is_beyond(row, after):
-                    yield row
-            return
-        if after is not None:
-            # Those of the same microsecond first; then everything before it.
-            beyond = after.created_at + MICROSECOND
-            tie = replace(
-                scope,
-                since=_later(scope.since, after.created_at),
-                until=_earlier(scope.until, beyond),
-            )
-            async for row in stream_orders(self._reading, tie):
-                if _is_beyond(row, after):
-                    yield row
-            scope = replace(scope, until=_earlier(scope.until, after.created_at))
-        async for row in stream_orders(self._reading, scope, query.limit + 1):
-            yield row
-
-    async def _with_key(self, key: str, scope: OrderFilter) -> list[OrderRow]:
-        found = [detail.order for detail in await find_orders(self._reading, key)]
-        found.sort(key=lambda row: (row.account_id, row.id))
-        found.sort(key=lambda row: row.created_at, reverse=True)
-        return [row for row in found if row.idempotency_key == key and _is_in(scope, row)]
 
     async def _show(self, request: web.Request) -> web.Response:
         account = Parameters(request, "account_id").read("account_id", identifier)
@@ -159,31 +121,3 @@ class Api:
     async def _is_known(self, order_id: str) -> bool:
         found = await find_orders(self._reading, order_id)
         return any(detail.order.id == order_id for detail in found)
-
-
-def _cursor(row: OrderRow) -> Cursor:
-    return Cursor(row.created_at, row.account_id, row.id)
-
-
-def _is_beyond(row: OrderRow, cursor: Cursor) -> bool:
-    if row.created_at == cursor.created_at:
-        return (row.account_id, row.id) > (cursor.account_id, cursor.order_id)
-    return row.created_at < cursor.created_at
-
-
-def _later(one: datetime | None, other: datetime) -> datetime:
-    return other if one is None else max(one, other)
-
-
-def _earlier(one: datetime | None, other: datetime) -> datetime:
-    return other if one is None else min(one, other)
-
-
-def _is_in(scope: OrderFilter, row: OrderRow) -> bool:
-    return (
-        (scope.accounts is None or row.account_id in scope.accounts)
-        and scope.status in {None, row.status}
-        and scope.certificate in {None, row.certificate_state or "none"}
-        and (scope.since is None or row.created_at >= scope.since)
-        and (scope.until is None or row.created_at < scope.until)
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from aiohttp import web
@@ -115,19 +115,18 @@ class Health:
                 statistics = await read_statistics(connection, self._app.context.clock())
         except HarvesterError as error:
             return Check("sweep", str(error))
-        age = sweep_age(self._app, statistics)
-        if age is None:
+        last = last_good_sweep(self._app, statistics)
+        if last is None:
             return Check("sweep", "no account was swept yet")
+        age = self._app.context.clock() - last
         if age > oldest_good_sweep(self._app):
             return Check("sweep", f"the last good one is {age.total_seconds():.0f} s old")
         return Check("sweep")
 
 
-def sweep_age(app: App, statistics: Statistics) -> timedelta | None:
-    """Return how old the last good sweep is of the account that waits longest."""
-    now = app.context.clock()
-    last = statistics.last_sweep_at(now, 2 * _rarest_sweep(app))
-    return None if last is None else now - last
+def last_good_sweep(app: App, statistics: Statistics) -> datetime | None:
+    """Return when the account that waits longest had its last good sweep."""
+    return statistics.last_sweep_at(app.context.clock(), 2 * _rarest_sweep(app))
 
 
 def oldest_good_sweep(app: App) -> timedelta:

@@ -32,7 +32,7 @@ from harvester.ledger.database import Database
 from harvester.ledger.outbox import Backlog, read_backlogs
 from harvester.ledger.statistics import Statistics, last_event, read_statistics, stored_since
 from harvester.liveness import Check, Liveness
-from harvester.web.health import Health, oldest_good_sweep, sweep_age
+from harvester.web.health import Health, last_good_sweep, oldest_good_sweep
 from harvester.web.lune_webhook import OUTCOMES, LuneWebhooks
 
 OTHER: Final = "other"
@@ -166,11 +166,10 @@ class Metrics(Collector):
         if self._statistics is not None:
             yield from _of_ledger(self._statistics)
             yield from _of_outbox(self._backlogs)
-            age = sweep_age(self._app, self._statistics)
-            if age is not None:
+            last = last_good_sweep(self._app, self._statistics)
+            if last is not None:
                 text = "When the account that waits longest had its last good sweep."
-                at = self._app.context.clock() - age
-                yield _gauge("last_sweep_timestamp_seconds", text, {(): at.timestamp()})
+                yield _gauge("last_sweep_timestamp_seconds", text, {(): last.timestamp()})
         if self._liveness is not None:
             text = "How late the event loop was at the last look."
             yield _gauge("event_loop_lag_seconds", text, {(): self._liveness.lag})

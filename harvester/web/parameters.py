@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 from aiohttp import web
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harvester.domain.instants import EPOCH, MICROSECOND, parse_instant
 from harvester.domain.orders import CertificateState, OrderFilter, is_identifier
+from harvester.ledger.queries import Cursor
 from harvester.web.problems import Problem
 
 T = TypeVar("T")
@@ -31,24 +31,10 @@ _CERTIFICATE: Final = ("none", *map(str, CertificateState))
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
-    """Where a listing goes on: after this order, newest first."""
-
-    created_at: datetime
-    account_id: str
-    order_id: str
-
-    def __str__(self) -> str:
-        microseconds = (self.created_at - EPOCH) // MICROSECOND
-        return f"{microseconds}.{self.account_id}.{self.order_id}"
-
-
-@dataclass(frozen=True, slots=True)
 class OrderQuery:
-    """Which orders to list: those in scope, with this key if any, after a cursor, up to a limit."""
+    """Which orders to list: those in scope, after a cursor, up to a limit."""
 
     scope: OrderFilter
-    idempotency_key: str | None
     after: Cursor | None
     limit: int
 
@@ -101,12 +87,12 @@ def order_query(request: web.Request) -> OrderQuery:
     return OrderQuery(
         scope=OrderFilter(
             accounts=None if account is None else frozenset({account}),
+            idempotency_key=query.read("idempotency_key", _text),
             status=query.read("status", _text),
             certificate=query.read("certificate", _certificate),
             since=query.read("since", parse_instant),
             until=query.read("until", lambda text: parse_instant(text, end=True)),
         ),
-        idempotency_key=query.read("idempotency_key", _text),
         after=query.read("after", _cursor),
         limit=query.read("limit", _limit) or _ORDERS,
     )
@@ -157,6 +143,12 @@ def _certificate(text: str) -> str:
     if text not in _CERTIFICATE:
         raise ValueError(f"is one of {', '.join(_CERTIFICATE)}")
     return text
+
+
+def cursor_text(cursor: Cursor) -> str:
+    """Write a cursor as a parameter."""
+    microseconds = (cursor.created_at - EPOCH) // MICROSECOND
+    return f"{microseconds}.{cursor.account_id}.{cursor.order_id}"
 
 
 def _cursor(text: str) -> Cursor:

@@ -30,7 +30,7 @@ from harvester.web.control import Control
 from harvester.web.health import Health
 from harvester.web.metrics import Metrics
 from tests.acceptance.harness import Home
-from tests.everything import RECEIVERS, Everything
+from tests.everything import NOW, RECEIVERS, Everything
 
 EXPECTED = Path(__file__).with_name("everything")
 ORDERS = [
@@ -146,7 +146,7 @@ async def test_a_command_that_reads_says_what_is_there(built: Home, name: str) -
 @asynccontextmanager
 async def served(home: Home) -> AsyncIterator[aiohttp.ClientSession]:
     """Serve the web application, without a daemon: nothing is asked of Lune, nothing changes."""
-    async with open_app(load(home.config), Stop(), "test") as app:
+    async with open_app(load(home.config), Stop(), "test", clock=lambda: NOW) as app:
         liveness = Liveness(app.context, lambda: app.requests)
         health = Health(app, liveness, app.database)
         metrics = Metrics(app, app.database, liveness, health)

@@ -15,11 +15,11 @@ from typing import Any
 
 BENCHMARKS = {
     "peers": "certificates a second and CPU each, beside curl, aria2c and others",
-    "pace": "how much of a rate limit is used, and how many 429s that costs",
+    "rate_limit": "how much of a rate limit is used, and how many 429s that costs",
     "economy": "requests a day and delays for so many open orders, simulated",
     "ledger": "a ledger of a million orders: start, planning, commands, size",
     "idle": "what the daemon costs when nothing is due, and how fast commands start",
-    "load": "the harvest's pace while strangers and webhooks flood the listener",
+    "load": "the harvest's rate while strangers and webhooks flood the listener",
 }
 
 

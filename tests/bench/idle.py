@@ -37,7 +37,7 @@ TIMES = 21
 _SMALL_SECONDS = 5.0
 _SMALL_TIMES = 1
 _SETTLING = 3.0
-_PATIENCE = 60.0
+_LONGEST_START = 60.0
 _ORDERS, _ACCOUNTS = 100, 2
 
 Row = dict[str, object]
@@ -119,8 +119,8 @@ async def _running(folder: Path, base_url: str) -> AsyncIterator[int]:
     )
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(_PATIENCE):
-            while b'"event": "sweep"' not in (line := await process.stderr.readline()):
+        async with asyncio.timeout(_LONGEST_START):
+            while b'"event": "sweep finished"' not in (line := await process.stderr.readline()):
                 if not line:
                     raise subprocess.CalledProcessError(await process.wait(), "harvester run")
         await asyncio.sleep(_SETTLING)

@@ -12,8 +12,8 @@ class Installation(Home):
     """A home with the static Lune's key, whose folders are there before the first command."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
-        for place in (folder / "data", folder / "certificates"):
-            place.mkdir(parents=True, exist_ok=True)
+        for one in (folder / "data", folder / "certificates"):
+            one.mkdir(parents=True, exist_ok=True)
         key = folder / "lune_api_key"
         key.write_text(KEY)
         key.chmod(0o600)

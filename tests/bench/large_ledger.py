@@ -50,7 +50,7 @@ class LargeLedger:
 
 
 def make_large_ledger(path: Path, orders: int, accounts: int) -> LargeLedger:
-    """Make a ledger at ``path``, whose looks fall due from now on."""
+    """Make a ledger at ``path``, whose checks fall due from now on."""
     migrate.upgrade(path)
     now = datetime.now(UTC)
     ledger = LargeLedger(path, orders, accounts, now, 0, 0)
@@ -112,10 +112,10 @@ def _account_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
 def _order_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
     dice = random.Random(1)
     now = _microseconds(ledger.opens_at)
-    places = [0] * ledger.accounts
+    positions = [0] * ledger.accounts
     for number in range(ledger.orders):
         account = _account(ledger, number)
-        places[account] += 1
+        positions[account] += 1
         opened = number % _OPEN_EVERY == 0
         created = _created(ledger, number)
         yield {
@@ -137,7 +137,7 @@ def _order_rows(ledger: LargeLedger) -> Iterator[dict[str, object]]:
             "certificate_state": None if opened else "stored",
             "owed_since": None if opened else created + 5_000_000,
             "attempts": 0,
-            "place": places[account],
+            "position": positions[account],
         }
 
 

@@ -24,11 +24,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harvester.ledger.sql import SqlLedger
-
 from harvester.domain.polling import plan_requests
 from harvester.domain.schedule import Schedule
+from harvester.ledger.accounts import due_accounts, parked_accounts, read_accounts
 from harvester.ledger.database import Database
+from harvester.ledger.hints import hinted_accounts
+from harvester.ledger.schedule import due_checks, newest_positions
 from tests.acceptance.harness import HARVESTER
 from tests.bench.__main__ import print_table
 from tests.bench.installation import Installation
@@ -39,8 +40,8 @@ ORDERS = 1_000_000
 ACCOUNTS = 1_000
 _SMALL = (2_000, 20)
 _TIMES = 5
-_PATIENCE = 120.0
-_GLANCING = 0.5  # seconds between looks whether a command still runs
+_LONGEST_START = 120.0
+_GLANCING = 0.5  # seconds between two questions whether a command still runs
 _SAMPLE = 10_000
 _LONGEST_EXPORT = 300.0
 
@@ -74,8 +75,8 @@ def measure(
     """Return a row a figure; the ledger is left in ``folder`` when one is given."""
     if small:
         orders, accounts = _SMALL
-    place = nullcontext(str(folder)) if folder else TemporaryDirectory(prefix="harvester-bench-")
-    with place as name:
+    chosen = nullcontext(str(folder)) if folder else TemporaryDirectory(prefix="harvester-bench-")
+    with chosen as name:
         home = Installation(Path(name))
         (home.archive / ".incoming").mkdir()  # what makes an empty folder an archive
         ledger = make_large_ledger(home.ledger, orders, accounts)
@@ -97,34 +98,33 @@ def _sizes(ledger: LargeLedger) -> Iterator[Row]:
 def _planning(ledger: LargeLedger) -> Iterator[Row]:
     for what, later in (
         ("planning, nothing due", timedelta(0)),
-        ("planning, a minute's looks due", timedelta(minutes=1)),
-        ("planning, all looks due", timedelta(hours=6)),
+        ("planning, a minute's checks due", timedelta(minutes=1)),
+        ("planning, all checks due", timedelta(hours=6)),
     ):
-        timed, looks = asyncio.run(_plan(ledger.path, ledger.opens_at + later))
-        yield timed.row(what, "< 50 ms") | {"rows": looks}
+        timed, checks = asyncio.run(_plan(ledger.path, ledger.opens_at + later))
+        yield timed.row(what, "< 50 ms") | {"rows": checks}
 
 
 async def _plan(path: Path, now: datetime) -> tuple[Timed, int]:
-    """Plan as a sweep's round does, thrice; return the median cost and the looks that were due."""
-    cadence = Schedule(timedelta(minutes=5), timedelta(hours=6))
-    horizon = cadence.horizon(now)
+    """Plan as a sweep's round does, thrice; return the median cost and the checks that were due."""
+    schedule = Schedule(timedelta(minutes=5), timedelta(hours=6))
+    horizon = schedule.horizon(now)
     database = Database(path, readonly=True)
-    ledger = SqlLedger(database)
     timed = []
     try:
         for _ in range(4):
-            wall, cpu, looks = time.perf_counter(), time.process_time(), 0
-            listed = await ledger.due_accounts(now, horizon)
-            hinted = await ledger.hinted_accounts(now)
-            due = await ledger.due_looks(now, horizon)
-            newest = await ledger.newest_places(due.keys())
-            looked = due.keys() - await ledger.parked_accounts()
-            for account in await ledger.accounts(listed | hinted | looked):
+            wall, cpu, checks = time.perf_counter(), time.process_time(), 0
+            listed = await due_accounts(database, now, horizon)
+            hinted = await hinted_accounts(database, now)
+            due = await due_checks(database, now, horizon)
+            newest = await newest_positions(database, due.keys())
+            checked = due.keys() - await parked_accounts(database)
+            for account in await read_accounts(database, listed | hinted | checked):
                 mine = due.get(account.id, ())
-                places = [look.place for look in mine if look.place is not None]
+                positions = [check.position for check in mine if check.position is not None]
                 top = newest.get(account.id, 0)
-                plan_requests(places, top, read_newest=account.id in listed)
-                looks += len(mine)
+                plan_requests(positions, top, read_newest=account.id in listed)
+                checks += len(mine)
             timed.append(Timed(time.perf_counter() - wall, time.process_time() - cpu))
     finally:
         await database.close()
@@ -133,7 +133,7 @@ async def _plan(path: Path, now: datetime) -> tuple[Timed, int]:
         Timed(
             statistics.median(one.wall for one in warm), statistics.median(one.cpu for one in warm)
         ),
-        looks,
+        checks,
     )
 
 
@@ -162,7 +162,7 @@ def _start(home: Installation, *command: str) -> Timed:
             stderr=subprocess.DEVNULL,
         )
         try:
-            while process.poll() is None and time.monotonic() - began < _PATIENCE:
+            while process.poll() is None and time.monotonic() - began < _LONGEST_START:
                 with suppress(TimeoutError):
                     lune.accept()[0].close()
                     return Timed(time.monotonic() - began, glance(process.pid).cpu)

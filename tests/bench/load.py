@@ -1,7 +1,7 @@
-"""What floods at the listener cost the harvest: its pace under load beside its pace without.
+"""What floods at the listener cost the harvest: its rate under load beside its rate without.
 
 The installed daemon fetches a backlog of certificates from the sandbox, at the rate that it would
-have in production, and takes webhooks. Quiet stretches and loads take turns in one run: a thousand
+have in production, and takes webhooks. Quiet phases and loads take turns in one run: a thousand
 genuine webhooks a second, slow and oversized requests, thousands of idle connections, and all
 together. All along an open order moves now and then, and a webhook says so: sent again until it is
 taken, as Lune does. The load comes from a process of its own (:mod:`tests.bench.flood`).
@@ -45,7 +45,7 @@ LOADS = {
 _SECRET = "secret-of-the-benchmark"
 _FLOOD = Path(__file__).with_name("flood.py")
 _PROBE_SECONDS = 1.0
-_LATE_LOOKS = 10.0
+_LATE_CHECKS = 10.0
 _RESET_PEAK = "5"
 """What proc(5) takes at ``clear_refs`` to begin a new peak of memory."""
 
@@ -54,7 +54,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How long and how much; ``loads`` names what is measured between quiet stretches."""
+    """How long and how much; ``loads`` names what is measured between quiet phases."""
 
     seconds: float = 60.0
     quiet: float = 30.0
@@ -67,7 +67,7 @@ class Setting:
     def orders(self) -> int:
         """How many certificates last for the whole run, its beginning included."""
         loads = len(self.loads)
-        whole = (loads + 1) * self.quiet + loads * self.seconds + (2 * loads + 1) * _LATE_LOOKS
+        whole = (loads + 1) * self.quiet + loads * self.seconds + (2 * loads + 1) * _LATE_CHECKS
         return int(self.rate_limit * (whole + 20))
 
 
@@ -115,8 +115,8 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """What a stretch of time brought; ``flood`` is what the load tells of itself."""
+class Phase:
+    """What so much time brought; ``flood`` is what the load tells of itself."""
 
     name: str
     seconds: float
@@ -124,36 +124,36 @@ class Stretch:
     requests: float
     cores: float
     peak_mb: float
-    looks: list[float]
+    checks: list[float]
     refused: int
     flood: dict[str, Any]
 
 
 def measure(*, small: bool = False, setting: Setting | None = None) -> list[Row]:
-    """Return a row a stretch, in their order."""
+    """Return a row a phase, in their order."""
     chosen = setting or (SMALL if small else Setting())
     with TemporaryDirectory(prefix="harvester-bench-") as folder:
-        stretches = asyncio.run(_run(Path(folder), chosen))
+        phases = asyncio.run(_run(Path(folder), chosen))
     rows = []
-    for number, one in enumerate(stretches):
-        beside = stretches[max(0, number - 1) : number + 2 : 2]
+    for number, one in enumerate(phases):
+        beside = phases[max(0, number - 1) : number + 2 : 2]
         quiet = sum(other.certificates for other in beside) / len(beside)
         rows.append(_row(one, quiet if one.flood else None))
     return rows
 
 
-def _row(one: Stretch, quiet: float | None) -> Row:
+def _row(one: Phase, quiet: float | None) -> Row:
     answers = one.flood.get("answers", {})
     others = sum(answers.values()) - answers.get("200", 0) - answers.get("503", 0)
     row: Row = {
-        "stretch": one.name,
+        "phase": one.name,
         "certificates/s": round(one.certificates, 2),
         "of quiet": "" if quiet is None else f"{one.certificates / quiet:.0%}",
         "requests/s": round(one.requests, 2),
         "cores": round(one.cores, 2),
         "peak MB": round(one.peak_mb),
-        "webhook to look p50, ms": percentile(one.looks, 0.5),
-        "p95, ms": percentile(one.looks, 0.95),
+        "webhook to check p50, ms": percentile(one.checks, 0.5),
+        "p95, ms": percentile(one.checks, 0.95),
         "probes refused": one.refused,
     }
     if answers:
@@ -170,53 +170,53 @@ def _row(one: Stretch, quiet: float | None) -> Row:
     return row
 
 
-async def _run(folder: Path, setting: Setting) -> list[Stretch]:
+async def _run(folder: Path, setting: Setting) -> list[Phase]:
     async with _running(folder, setting) as bench:
         probing = asyncio.create_task(bench.probe())
         try:
-            measured = [await _stretch(bench, "quiet", ())]
+            measured = [await _measure(bench, "quiet", ())]
             for name in setting.loads:
-                measured.append(await _stretch(bench, name, LOADS[name]))
-                measured.append(await _stretch(bench, "quiet", ()))
+                measured.append(await _measure(bench, name, LOADS[name]))
+                measured.append(await _measure(bench, "quiet", ()))
             return measured
         finally:
             probing.cancel()
             await asyncio.wait({probing})
 
 
-async def _stretch(bench: Bench, name: str, kinds: tuple[str, ...]) -> Stretch:
+async def _measure(bench: Bench, name: str, kinds: tuple[str, ...]) -> Phase:
     seconds = bench.setting.seconds if kinds else bench.setting.quiet
     Path("/proc", str(bench.pid), "clear_refs").write_text(_RESET_PEAK)
     before, asked, known = glance(bench.pid), bench.lune.journal.count(), len(bench.sent)
-    filed, refused, began = _filed(bench), bench.refused, time.monotonic()
+    stored, refused, began = _stored(bench), bench.refused, time.monotonic()
     flooding = asyncio.create_task(_flood(bench, kinds, seconds))
     await asyncio.sleep(seconds)
     lasted = time.monotonic() - began
-    after, filed_after, asked_after = glance(bench.pid), _filed(bench), bench.lune.journal.count()
+    after, stored_after, asked_after = glance(bench.pid), _stored(bench), bench.lune.journal.count()
     sent = dict(list(bench.sent.items())[known:])
     refused = bench.refused - refused
     flood = await flooding
-    return Stretch(
+    return Phase(
         name,
         lasted,
-        (filed_after - filed) / lasted,
+        (stored_after - stored) / lasted,
         (asked_after - asked) / lasted,
         (after.cpu - before.cpu) / lasted,
         after.peak_mb,
-        await _looks(bench, sent),
+        await _checks(bench, sent),
         refused,
         flood,
     )
 
 
-def _filed(bench: Bench) -> int:
+def _stored(bench: Bench) -> int:
     return sum(1 for _ in bench.home.archive.rglob("*.pdf"))
 
 
-async def _looks(bench: Bench, sent: dict[str, float]) -> list[float]:
+async def _checks(bench: Bench, sent: dict[str, float]) -> list[float]:
     """Return how long after its webhook each order was seen to have moved, in seconds."""
     found: dict[str, float] = {}
-    deadline = time.monotonic() + _LATE_LOOKS
+    deadline = time.monotonic() + _LATE_CHECKS
     while len(found) < len(sent) and time.monotonic() < deadline:
         async with open_reader(bench.home.ledger) as database:
             for order_id in sent.keys() - found.keys():
@@ -225,7 +225,7 @@ async def _looks(bench: Bench, sent: dict[str, float]) -> list[float]:
                 if moved:
                     found[order_id] = moved[-1].observed_at.timestamp() - sent[order_id]
         await asyncio.sleep(0.2)
-    return [found.get(order_id, _LATE_LOOKS) for order_id in sent]
+    return [found.get(order_id, _LATE_CHECKS) for order_id in sent]
 
 
 async def _flood(bench: Bench, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
@@ -276,7 +276,7 @@ async def _running(folder: Path, setting: Setting) -> AsyncIterator[Bench]:
             )
         try:
             started = await _logged(log, process, "listening")
-            await _logged(log, process, "sweep")
+            await _logged(log, process, "sweep finished")
             port = int(started["address"].rpartition(":")[2])
             yield Bench(setting, home, lune, process.pid, port, complete, movable)
         finally:

@@ -138,11 +138,11 @@ def take_turns(
     with static_lune(folder / "lune", certificates, size) as lune:
         for number in range(rounds):
             for way in ways:
-                place = folder / f"{number}-{way.replace(' ', '-')}"
-                place.mkdir()
+                own = folder / f"{number}-{way.replace(' ', '-')}"
+                own.mkdir()
                 os.sync()  # nobody pays for what another has not written yet
-                turns[way].costs.append(WAYS[way][1](lune, place))
-                check(way, place, lune)
+                turns[way].costs.append(WAYS[way][1](lune, own))
+                check(way, own, lune)
     return [turns[way].row(way, certificates, turns) for way in ways]
 
 
@@ -174,9 +174,9 @@ def measure(
     with TemporaryDirectory(prefix="harvester-bench-") as folder:
         rows = take_turns(Path(folder), certificates, size, rounds, installed())
         if large:
-            place = Path(folder, "large")
-            place.mkdir()
-            rows += take_turns(place, _LARGE, _LARGE_SIZE, 1, [HARVEST])
+            own = Path(folder, "large")
+            own.mkdir()
+            rows += take_turns(own, _LARGE, _LARGE_SIZE, 1, [HARVEST])
     return rows
 
 

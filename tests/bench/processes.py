@@ -1,4 +1,4 @@
-"""Run commands and look at running ones: seconds, CPU seconds, memory, wake-ups."""
+"""Run commands and glance at running ones: seconds, CPU seconds, memory, wake-ups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
-_PATIENCE = 3600.0
+_LONGEST_RUN = 3600.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,7 +51,7 @@ def run(
         finally:
             os.close(writing)
         try:
-            _, stderr = process.communicate(timeout=_PATIENCE)
+            _, stderr = process.communicate(timeout=_LONGEST_RUN)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -83,7 +83,7 @@ class Glance:
 
 
 def glance(pid: int) -> Glance:
-    """Look at a running process, by proc(5); a thread's last sleep is counted when it ends."""
+    """Glance at a running process, by proc(5); a thread's last sleep is counted when it ends."""
     process = Path("/proc", str(pid))
     # The name of a command may hold spaces and parentheses; the fields begin behind it.
     fields = process.joinpath("stat").read_text().rpartition(")")[2].split()

@@ -18,7 +18,7 @@ import pytest
 from harvester.ledger.audit import contradictions
 from harvester.ledger.database import open_reader
 from harvester.ledger.queries import find_orders
-from tests.bench import economy, idle, ledger, load, pace, peers
+from tests.bench import economy, idle, ledger, load, peers, rate_limit
 from tests.bench.__main__ import BENCHMARKS, print_table
 from tests.bench.large_ledger import TRANSITIONS, make_large_ledger
 from tests.bench.processes import run
@@ -86,25 +86,25 @@ def test_a_way_that_brings_other_files_is_not_counted(tmp_path: Path, damage: st
         peers.check("a way", tmp_path, lune)
 
 
-def test_the_pacer_alone_is_never_refused_and_others_are() -> None:
-    rows = {row["way"]: row for row in pace.measure(small=True) if row["setting"] == "alone"}
-    assert rows[pace.HARVEST]["429s an hour"] == 0
-    assert figure(rows[pace.HARVEST], "% of limit") > 75
+def test_the_rate_limiter_alone_is_never_refused_and_others_are() -> None:
+    rows = {row["way"]: row for row in rate_limit.measure(small=True) if row["setting"] == "alone"}
+    assert rows[rate_limit.HARVEST]["429s an hour"] == 0
+    assert figure(rows[rate_limit.HARVEST], "% of limit") > 75
     assert figure(rows["even, 100 %"], "429s an hour") > 0
 
 
-def test_beside_bursts_the_pacer_makes_way_and_spacing_does_not() -> None:
-    found = pace.measure(small=True)
+def test_beside_bursts_the_rate_limiter_makes_way_and_spacing_does_not() -> None:
+    found = rate_limit.measure(small=True)
     rows = {row["way"]: row for row in found if row["setting"] == "beside bursts"}
-    paced, spaced = rows["harvester, 15/s"], rows["even, 100 %"]
-    assert figure(paced, "429s an hour") < figure(spaced, "429s an hour") / 2
+    limited, spaced = rows["harvester, 15/s"], rows["even, 100 %"]
+    assert figure(limited, "429s an hour") < figure(spaced, "429s an hour") / 2
     refused = "other's tries refused %"
-    assert figure(paced, refused) < figure(spaced, refused)
+    assert figure(limited, refused) < figure(spaced, refused)
 
 
 def test_a_simulated_server_refuses_what_is_beyond_its_second() -> None:
     async def ask() -> tuple[int, int]:
-        server = pace.Server(15, seed=1)
+        server = rate_limit.Server(15, seed=1)
         await asyncio.gather(*(server.request("") for _ in range(20)))
         await asyncio.sleep(1)
         await asyncio.gather(*(server.request("") for _ in range(20)))
@@ -137,7 +137,9 @@ def test_a_large_ledger_is_one_that_the_commands_read(tmp_path: Path) -> None:
     rows = {row["what"]: row for row in ledger.measure(small=True, folder=tmp_path)}
     assert figure(rows["file, documents apart"], "bytes an order") > 0
     assert rows["planning, nothing due"]["rows"] == 0
-    assert rows["planning, all looks due"]["rows"] == 20  # of two thousand, every hundredth is open
+    assert (
+        rows["planning, all checks due"]["rows"] == 20
+    )  # of two thousand, every hundredth is open
     assert rows["export"]["rows"] == 2000
     assert {"show ID", "status", "run, to the first request"} <= set(rows)
 
@@ -149,7 +151,7 @@ async def test_a_large_ledger_breaks_no_rule_of_a_ledger(tmp_path: Path) -> None
         assert await contradictions(database) == []
         (found,) = await find_orders(database, made.order_id(1234))
     assert found.order.account_id == made.account_id(1234)
-    assert [step.to_status for step in found.transitions] == list(TRANSITIONS)
+    assert [step.after for step in found.transitions] == list(TRANSITIONS)
     with closing(sqlite3.connect(made.path)) as connection:
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
@@ -163,7 +165,7 @@ def test_the_daemon_at_rest_asks_for_nothing() -> None:
 
 def test_beside_a_flood_the_harvest_goes_on_and_webhooks_are_taken() -> None:
     rows = load.measure(small=True)
-    assert [row["stretch"] for row in rows] == [
+    assert [row["phase"] for row in rows] == [
         "quiet",
         "webhooks",
         "quiet",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-
 from harvester.domain.certificates import Certificate, NewCertificate
 from harvester.domain.orders import (
     Account,
@@ -145,7 +144,7 @@ class Kept:
             counts=counts,
         )
 
-    async def file(
+    async def store(
         self, certificate: Certificate, order_id: str = "o1", account: Account = ACCOUNT
     ) -> None:
         """Record a certificate that lies in the archive."""

@@ -1,4 +1,4 @@
-"""What any ledger must do, through its port: certificates owed, stored, failed and owed anew."""
+"""What any ledger must do: certificates owed, stored, failed and owed anew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from harvester.ledger.certificates import (
     recorded_paths,
 )
 from tests.contract.ledger_cases import (
-    SCHEDULE,
     CLIENT,
     DAY,
     EAGER,
@@ -27,6 +26,7 @@ from tests.contract.ledger_cases import (
     HOUR,
     MINUTE,
     NOW,
+    SCHEDULE,
     Kept,
     order,
     stored,
@@ -70,10 +70,10 @@ async def test_a_retiring_order_owes_one_only_when_interim_ones_are_wanted(kept:
     assert await state(kept) is None
 
 
-async def test_an_interim_certificate_is_asked_for_once_per_look(kept: Kept) -> None:
+async def test_an_interim_certificate_is_asked_for_once_per_check(kept: Kept) -> None:
     await kept.see(order(status="retiring"), schedule=EAGER)
     (one,) = await kept.due()
-    await kept.fail(one, NOW + MINUTE, spent=False)
+    await kept.fail(one, NOW + MINUTE, counts=False)
     assert await kept.due_ids(NOW + 5 * HOUR) == []
     await kept.see(order(status="retiring"), schedule=EAGER, at=NOW + HOUR)
     assert await kept.due_ids(NOW + HOUR) == ["o1"]
@@ -86,13 +86,13 @@ async def test_an_order_that_is_cancelled_while_retiring_owes_nothing_more(kept:
     assert await kept.due_ids(FAR) == []
 
 
-async def test_looking_at_a_complete_order_leaves_its_certificates_date_alone(kept: Kept) -> None:
+async def test_checking_a_complete_order_leaves_its_certificates_date_alone(kept: Kept) -> None:
     await kept.see(order(status="complete"))
-    await kept.fail((await kept.due())[0], due=NOW + 2 * HOUR)
+    await kept.fail((await kept.due())[0], again=NOW + 2 * HOUR)
     for served in ("complete", "paid"):  # again, and once more with what cannot be
         await kept.see(order(status=served), at=NOW + HOUR)
         assert await kept.due_ids(NOW + HOUR) == []
-        assert await kept.looks(FAR) == {}
+        assert await kept.checks(FAR) == {}
     assert await kept.due_ids(NOW + 2 * HOUR) == ["o1"]
 
 
@@ -107,15 +107,15 @@ async def test_due_certificates_come_the_longest_due_first_and_no_more_than_aske
     now = NOW + DAY
     assert await kept.due_ids(now) == ["o0", "o1", "o2"]
     first = await due_certificates(kept.database, now, SCHEDULE.horizon(now), 2)
-    assert [one.id for one in first] == ["o0", "o1"]
+    assert [one.order_id for one in first] == ["o0", "o1"]
 
 
 async def test_a_certificate_dated_beyond_the_horizon_is_due(kept: Kept) -> None:
     await kept.see(order(status="complete"))
     one = (await kept.due())[0]
-    await kept.fail(one, due=SCHEDULE.horizon(NOW))
+    await kept.fail(one, again=SCHEDULE.horizon(NOW))
     assert await kept.due_ids() == []
-    await kept.fail(one, due=SCHEDULE.horizon(NOW) + MINUTE)
+    await kept.fail(one, again=SCHEDULE.horizon(NOW) + MINUTE)
     assert await kept.due_ids() == ["o1"]
 
 
@@ -123,16 +123,16 @@ async def test_with_untried_since_what_was_not_asked_for_since_is_due_whatever_i
     kept: Kept,
 ) -> None:
     await kept.see(*(order(f"o{number}", "complete") for number in (1, 2, 3)))
-    due = {one.id: one for one in await kept.due()}
-    await kept.fail(due["o1"], NOW, due=NOW + HOUR, state=FAILED)
-    await kept.fail(due["o2"], NOW + MINUTE, due=NOW + HOUR)
+    due = {one.order_id: one for one in await kept.due()}
+    await kept.fail(due["o1"], NOW, again=NOW + HOUR, state=FAILED)
+    await kept.fail(due["o2"], NOW + MINUTE, again=NOW + HOUR)
     now = NOW + 2 * MINUTE
     assert await kept.due_ids(now) == ["o3"]
     assert sorted(await kept.due_ids(now, untried_since=NOW + MINUTE)) == ["o1", "o3"]
     assert sorted(await kept.due_ids(now, untried_since=now)) == ["o1", "o2", "o3"]
 
 
-async def test_due_certificates_are_told_within_the_scope(kept: Kept) -> None:
+async def test_due_certificates_are_returned_within_the_scope(kept: Kept) -> None:
     await kept.see(order("o1", "complete", created_at=NOW - 9 * DAY), order("o2", "complete"))
     await kept.see(order("o3", "complete"), account=CLIENT)
     for scope, ids in (
@@ -160,9 +160,9 @@ async def test_certificates_of_parked_accounts_are_not_due(kept: Kept) -> None:
 # What is stored.
 
 
-async def test_a_stored_certificate_is_told_whole_and_no_longer_owed(kept: Kept) -> None:
+async def test_a_stored_certificate_is_returned_whole_and_no_longer_owed(kept: Kept) -> None:
     await kept.see(order(status="complete"))
-    await kept.file(stored())
+    await kept.store(stored())
     assert await read_certificates(kept.database, "acct", "o1") == [stored()]
     row = (await kept.whole()).order
     assert (row.certificate_state, row.next_check_at, row.certificate) == (STORED, None, stored())
@@ -173,51 +173,51 @@ async def test_a_stored_certificate_is_told_whole_and_no_longer_owed(kept: Kept)
 
 async def test_recording_the_same_certificate_again_changes_nothing(kept: Kept) -> None:
     await kept.see(order(status="complete"))
-    await kept.file(stored())
-    await kept.file(stored(at=NOW + HOUR))
+    await kept.store(stored())
+    await kept.store(stored(at=NOW + HOUR))
     assert await read_certificates(kept.database, "acct", "o1") == [stored()]
 
 
-async def test_other_bytes_never_take_the_place_of_a_recorded_version(kept: Kept) -> None:
+async def test_other_bytes_never_replace_a_recorded_version(kept: Kept) -> None:
     await kept.see(order(status="complete"))
-    await kept.file(stored())
-    await kept.file(stored(kind=INTERIM, key="acct/other.pdf", sha256="b" * 64))
+    await kept.store(stored())
+    await kept.store(stored(kind=INTERIM, path="acct/other.pdf", sha256="b" * 64))
     assert await read_certificates(kept.database, "acct", "o1") == [stored()]
 
 
 async def test_an_interim_certificate_is_followed_by_the_final_one(kept: Kept) -> None:
-    interim = stored(1, INTERIM, key="acct/o1.interim.pdf")
-    final = stored(2, key="acct/o1.v2.pdf", sha256="b" * 64, at=NOW + DAY)
+    interim = stored(1, INTERIM, path="acct/o1.interim.pdf")
+    final = stored(2, path="acct/o1.v2.pdf", sha256="b" * 64, at=NOW + DAY)
     await kept.see(order(status="retiring"), schedule=EAGER)
-    await kept.file(interim)
+    await kept.store(interim)
     assert await kept.due_ids() == []
-    assert set(await kept.looks(NOW + HOUR)) == {"o1"}
+    assert set(await kept.checks(NOW + HOUR)) == {"o1"}
     await kept.see(order(status="complete"), schedule=EAGER, at=NOW + DAY)
     (one,) = await kept.due(NOW + DAY)
     assert (one.status, one.owed_since, one.attempts) == ("complete", NOW + DAY, 0)
-    await kept.file(final)
+    await kept.store(final)
     assert await read_certificates(kept.database, "acct", "o1") == [interim, final]
     assert (await kept.whole()).order.certificate == final
     assert await kept.due_ids(FAR) == []
 
 
 async def test_an_interim_certificate_that_turns_out_final_stays_one_version(kept: Kept) -> None:
-    interim = stored(1, INTERIM, key="acct/o1.interim.pdf")
+    interim = stored(1, INTERIM, path="acct/o1.interim.pdf")
     await kept.see(order(status="retiring"), schedule=EAGER)
-    await kept.file(interim)
+    await kept.store(interim)
     await kept.see(order(status="complete"), schedule=EAGER, at=NOW + DAY)
-    await kept.file(replace(interim, kind=FINAL, stored_at=NOW + DAY))
+    await kept.store(replace(interim, kind=FINAL, stored_at=NOW + DAY))
     assert await read_certificates(kept.database, "acct", "o1") == [replace(interim, kind=FINAL)]
     assert await kept.due_ids(FAR) == []
 
 
-async def test_an_interim_certificate_filed_after_completion_does_not_pay_the_final_one(
+async def test_an_interim_certificate_stored_after_completion_does_not_pay_the_final_one(
     kept: Kept,
 ) -> None:
     # It was fetched while the order was retiring; the sweep saw completion before it was recorded.
     await kept.see(order(status="retiring"), schedule=EAGER)
     await kept.see(order(status="complete"), schedule=EAGER, at=NOW + HOUR)
-    await kept.file(stored(1, INTERIM, key="acct/o1.interim.pdf", at=NOW + HOUR))
+    await kept.store(stored(1, INTERIM, path="acct/o1.interim.pdf", at=NOW + HOUR))
     assert await state(kept) == OWED
     assert await kept.due_ids(NOW + HOUR) == ["o1"]
 
@@ -225,14 +225,14 @@ async def test_an_interim_certificate_filed_after_completion_does_not_pay_the_fi
 async def test_certificates_of_two_accounts_with_one_order_id_do_not_mix(kept: Kept) -> None:
     await kept.see(order(status="complete"))
     await kept.see(order(status="complete"), account=CLIENT)
-    await kept.file(stored(key="client/o1.pdf"), account=CLIENT)
+    await kept.store(stored(path="client/o1.pdf"), account=CLIENT)
     assert [one.account_id for one in await kept.due()] == ["acct"]
     assert await read_certificates(kept.database, "acct", "o1") == []
 
 
 async def test_known_files_are_told_from_others(kept: Kept) -> None:
     await kept.see(order(status="complete"))
-    await kept.file(stored())
+    await kept.store(stored())
     asked = [f"acct/{number}.pdf" for number in range(2000)]
     asked += ["acct/o1.pdf", "client/o1.pdf", "o1.pdf", "acct/x/o1.pdf"]
     assert await recorded_paths(kept.database, asked) == {"acct/o1.pdf"}
@@ -240,25 +240,25 @@ async def test_known_files_are_told_from_others(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 500, 501, 1000, 1203])
-async def test_all_stored_certificates_are_told_each_once(kept: Kept, count: int) -> None:
+async def test_all_stored_certificates_are_returned_each_once(kept: Kept, count: int) -> None:
     numbers = range(count)
-    keys = {f"o{number}": f"acct/{number * 7919 % 10007:05}.pdf" for number in numbers}
+    paths = {f"o{number}": f"acct/{number * 7919 % 10007:05}.pdf" for number in numbers}
     for first in range(0, count, 100):
         await kept.see(*(order(f"o{n}", "complete") for n in numbers[first : first + 100]))
-    filed = [NewCertificate("acct", one, stored(key=key), None) for one, key in keys.items()]
-    if filed:
-        await record_certificates(kept.database, filed)
+    new = [NewCertificate("acct", one, stored(path=path), None) for one, path in paths.items()]
+    if new:
+        await record_certificates(kept.database, new)
     found = [one async for one in recorded_certificates(kept.database)]
     assert len(found) == count
-    assert {one.order_id: one.certificate.file.key for one in found} == keys
+    assert {one.order_id: one.certificate.file.path for one in found} == paths
 
 
-async def test_every_version_of_every_order_is_told(kept: Kept) -> None:
+async def test_every_version_of_every_order_is_returned(kept: Kept) -> None:
     await kept.see(order(status="retiring"), schedule=EAGER)
-    first = stored(1, INTERIM, key="acct/o1.interim.pdf")
-    second = stored(2, key="acct/o1.v2.pdf", sha256="b" * 64)
-    await kept.file(first)
-    await kept.file(second)
+    first = stored(1, INTERIM, path="acct/o1.interim.pdf")
+    second = stored(2, path="acct/o1.v2.pdf", sha256="b" * 64)
+    await kept.store(first)
+    await kept.store(second)
     assert [one async for one in recorded_certificates(kept.database)] == [
         RecordedCertificate("acct", "o1", first, is_replaced=False),
         RecordedCertificate("acct", "o1", second, is_replaced=False),

@@ -1,20 +1,16 @@
-"""What people and programs ask any ledger: lists, one order whole, the state of things."""
+"""What people and programs ask any ledger: lists, one order whole."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-
-import pytest
 
 from harvester.domain.orders import (
     EVERYTHING,
     CertificateKind,
     CertificateState,
     OrderFilter,
-    RejectedOrder,
 )
-from harvester.ledger.accounts import park_account, postpone_sweep
-from harvester.ledger.queries import find_orders, stream_orders, summarise
+from harvester.ledger.queries import find_orders, stream_orders
 from tests.contract.ledger_cases import CLIENT, DAY, EAGER, HOUR, NOW, Kept, order, stored
 
 MICROSECOND = timedelta(microseconds=1)
@@ -23,7 +19,7 @@ MICROSECOND = timedelta(microseconds=1)
 async def listed(
     kept: Kept, scope: OrderFilter = EVERYTHING, limit: int | None = None
 ) -> list[tuple[str, str]]:
-    """Return (account, id) as they are told; a listing that does not end is cut off."""
+    """Return (account, id) as they are listed; a listing that does not end is cut off."""
     rows: list[tuple[str, str]] = []
     async for row in stream_orders(kept.database, scope, limit):
         rows.append((row.account_id, row.id))
@@ -49,19 +45,19 @@ async def fill(kept: Kept, count: int) -> list[tuple[str, str]]:
 # Lists.
 
 
-async def test_orders_of_one_instant_are_all_told_once_over_many_chunks(kept: Kept) -> None:
+async def test_orders_of_one_instant_are_all_listed_once_over_many_chunks(kept: Kept) -> None:
     expected = await fill(kept, 620)
     assert await listed(kept) == expected
     for limit in (0, 1, 999, 1000, 1001, 1239, 1240, 5000):
         assert await listed(kept, limit=limit) == expected[:limit]
 
 
-async def test_orders_are_told_newest_first_to_the_microsecond(kept: Kept) -> None:
+async def test_orders_are_listed_newest_first_to_the_microsecond(kept: Kept) -> None:
     await kept.see(*(order(f"o{n}", created_at=NOW + n * MICROSECOND) for n in (1, 3, 2, 0)))
     assert await streamed(kept) == ["o3", "o2", "o1", "o0"]
 
 
-async def test_what_arrives_while_orders_are_told_repeats_none(kept: Kept) -> None:
+async def test_what_arrives_while_orders_are_listed_repeats_none(kept: Kept) -> None:
     expected = await fill(kept, 300)
     seen = []
     async for row in stream_orders(kept.database):
@@ -71,7 +67,7 @@ async def test_what_arrives_while_orders_are_told_repeats_none(kept: Kept) -> No
     assert seen == expected
 
 
-async def test_an_empty_ledger_tells_nothing(kept: Kept) -> None:
+async def test_an_empty_ledger_lists_nothing(kept: Kept) -> None:
     assert await streamed(kept) == []
     assert await find_orders(kept.database, "o1") == []
 
@@ -81,8 +77,8 @@ async def test_each_filter_chooses_and_all_of_them_have_to_hold(kept: Kept) -> N
     await kept.see(order("owed", "complete", created_at=NOW - 2 * DAY))
     await kept.see(order("stored", "complete", created_at=NOW - DAY))
     await kept.see(order("failed", "complete", created_at=NOW), account=CLIENT)
-    await kept.file(stored(), "stored")
-    broken = next(one for one in await kept.due() if one.id == "failed")
+    await kept.store(stored(), "stored")
+    broken = next(one for one in await kept.due() if one.order_id == "failed")
     await kept.fail(broken, state=CertificateState.FAILED)
 
     assert await streamed(kept, accounts=frozenset({"client"})) == ["failed"]
@@ -109,11 +105,11 @@ async def test_filters_hold_beyond_the_first_chunk(kept: Kept) -> None:
 
 
 async def test_a_listed_order_has_its_newest_certificate(kept: Kept) -> None:
-    newest = stored(10, key="acct/o1.v10.pdf", sha256="b" * 64, at=NOW + HOUR)
+    newest = stored(10, path="acct/o1.v10.pdf", sha256="b" * 64, at=NOW + HOUR)
     await kept.see(order("o1", "complete"), order("o2", "complete"))
     for version in (9, 2):
-        await kept.file(stored(version, CertificateKind.INTERIM, key=f"acct/o1.v{version}.pdf"))
-    await kept.file(newest)
+        await kept.store(stored(version, CertificateKind.INTERIM, path=f"acct/o1.v{version}.pdf"))
+    await kept.store(newest)
     rows = {row.id: row async for row in stream_orders(kept.database)}
     assert rows["o1"].certificate == newest
     assert rows["o2"].certificate is None
@@ -138,53 +134,16 @@ async def test_an_order_is_found_by_its_id_or_its_key_in_any_account(kept: Kept)
     assert await found("%") == set()
 
 
-async def test_an_order_is_told_with_its_chain_versions_anomalies_and_document(kept: Kept) -> None:
+async def test_an_order_is_shown_with_its_chain_versions_anomalies_and_document(kept: Kept) -> None:
     await kept.see(order(status="retiring", email_free="yes"), schedule=EAGER)
     await kept.see(order(status="paid"), at=NOW + HOUR)
     await kept.see(order(status="complete", projects=[{"status": "retired"}]), at=NOW + 2 * HOUR)
-    interim, final = stored(1, CertificateKind.INTERIM), stored(2, key="acct/o1.v2.pdf")
-    await kept.file(final)
-    await kept.file(interim)
+    interim, final = stored(1, CertificateKind.INTERIM), stored(2, path="acct/o1.v2.pdf")
+    await kept.store(final)
+    await kept.store(interim)
     detail = await kept.whole()
     assert await kept.chain() == [(None, "retiring"), ("retiring", "complete")]
     assert list(detail.certificates) == [interim, final]
     assert [(odd.recorded, odd.served) for odd in detail.anomalies] == [("retiring", "paid")]
     assert detail.document["projects"] == [{"status": "retired"}]
     assert "email_free" not in detail.document
-
-
-# The state of things.
-
-
-async def test_the_state_of_an_empty_ledger_is_empty(kept: Kept) -> None:
-    state = await summarise(kept.database, NOW)
-    assert (state.by_status, state.by_certificate, len(state.anomalies)) == ({}, {}, 0)
-    assert (list(state.rejected), state.overdue, state.next_wake_at) == ([], 0, NOW)
-    assert [account.id for account in state.accounts] == ["acct", "client"]
-
-
-async def test_the_state_of_things_counts_what_there_is_and_what_is_due(kept: Kept) -> None:
-    await kept.see(order("o1", "paid"), order("o2", "complete"), order("o3", "complete"))
-    await kept.see(order("o1", "pooled"), account=CLIENT)
-    await kept.see(
-        order("o1", "placed"), at=NOW + HOUR, rejected=[RejectedOrder("o9", "why", "{}")]
-    )
-    await kept.file(stored(key="acct/o3.pdf"), "o3")
-    for account in ("acct", "client"):
-        await postpone_sweep(kept.database, account, NOW + DAY)
-    state = await summarise(kept.database, NOW + HOUR / 2)
-    assert state.by_status == {"paid": 1, "complete": 2, "pooled": 1}
-    assert state.by_certificate == {"none": 2, "owed": 1, "stored": 1}
-    assert len(state.anomalies) == 2
-    assert [odd.reference for odd in state.rejected] == ["o9"]
-    assert state.overdue == 2  # the owed certificate, and the client's order
-    assert state.next_wake_at == NOW
-
-
-@pytest.mark.parametrize("reason", [None, "suspended"])
-async def test_the_state_of_things_tells_who_is_parked(kept: Kept, reason: str | None) -> None:
-    if reason is not None:
-        await park_account(kept.database, "client", reason, NOW + DAY, NOW)
-    accounts = {account.id: account for account in (await summarise(kept.database, NOW)).accounts}
-    assert accounts["client"].parked_reason == reason
-    assert accounts["acct"].parked_reason is None

@@ -63,25 +63,20 @@ def query(scene: Scene, statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
 
 
-async def run_struck(
-    scene: Scene, *strike: str, arguments: tuple[str, ...] = ("run", "--drain")
+async def run_with_fault(
+    scene: Scene,
+    *fault: str,
+    arguments: tuple[str | Path, ...] = ("run", "--drain"),
+    program: Command = (sys.executable, HARVESTER),
 ) -> tuple[Ran, dict[str, Any]]:
-    """Run a command whose N-th call fails or kills it (``tracer.py``); return also what was hit."""
+    """Run a command whose N-th call fails or kills it (``tracer.py``); return its report, too."""
     need(platform.machine() == "x86_64" and sys.platform == "linux", "Linux on x86-64, to trace")
-    report = scene.home.folder / "strike.json"
-    tracer: Command = (
-        sys.executable,
-        TRACER,
-        "--report",
-        report,
-        *strike,
-        sys.executable,
-        HARVESTER,
-    )
+    file = scene.home.folder / "fault.json"
+    tracer: Command = (sys.executable, TRACER, "--report", file, *fault, *program)
     ran = await scene.home.run(*arguments, program=tracer)
     scene.keep(ran.err)
-    struck = json.loads(report.read_text())
-    return Ran(struck["code"], ran.out, ran.err), struck
+    report = json.loads(file.read_text())
+    return Ran(report["code"], ran.out, ran.err), report
 
 
 def strace(*options: str | Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@
 A command whose N-th call fails has to come to an end by itself, with an exit code of the table
 that is true (0 only when nothing was left to do) and without a traceback. Then the fault is gone:
 the invariants are checked on what was left, the flow is brought to its end, and again. EMFILE
-befalls the calls that open a file, and counts those alone: no other can fail with it.
+is given to the calls that open a file, and counts those alone: no other can fail with it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ import click
 from harvester.cli.exits import CONFIGURATION, DONE, FAULT, UNFINISHED
 from tests.acceptance.harness import events
 from tests.faults.flows import FLOWS
+from tests.faults.injected_faults import FaultyRun, ForkServer, start_fork_server
 from tests.faults.invariants import BrokenError
 from tests.faults.kill_sweep import parse_sample
-from tests.faults.stage import Flow, Stage, open_stage
-from tests.faults.striking import Stem, Strike, Struck, grow_stem
+from tests.faults.replayed_flow import Flow, ReplayedFlow, open_replayed_flow
+from tests.faults.tracer import InjectedFault
 
 ERRORS = ("EIO", "ENOSPC", "EMFILE", "EROFS")
 MODES = ("once", "ever")
@@ -51,61 +52,63 @@ class Sweep:
     seconds: float = 0.0
 
 
-async def sweep(flow: Flow, strikes: Iterable[Strike], stem: Stem) -> Sweep:
-    """Have a flow's calls fail, each time as the next strike says, until one does not come."""
+async def sweep(flow: Flow, faults: Iterable[InjectedFault], fork_server: ForkServer) -> Sweep:
+    """Have a flow's calls fail, each time as the next fault says, until one does not come."""
     began = time.monotonic()
     swept = Sweep(flow.name)
-    async with open_stage(flow, stem) as stage:
-        for strike in strikes:
-            if not await _fail(stage, strike, swept):
+    async with open_replayed_flow(flow, fork_server) as replayed:
+        for fault in faults:
+            if not await _fail(replayed, fault, swept):
                 break
     swept.seconds = time.monotonic() - began
     return swept
 
 
-async def _fail(stage: Stage, strike: Strike, swept: Sweep) -> bool:
+async def _fail(replayed: ReplayedFlow, fault: InjectedFault, swept: Sweep) -> bool:
     """Run once under the error; False when the command ended before it met it."""
-    mode = "ever" if strike.ever else "once"
-    where = f"{strike.what} {mode} from {strike.at}"
-    async with stage.play() as act:
+    mode = "ever" if fault.ever else "once"
+    where = f"{fault.what} {mode} from {fault.at}"
+    async with replayed.at_its_beginning() as scene:
         try:
-            struck = await act.strike(stage.flow.command, strike)
+            run = await scene.run_with_fault(replayed.flow.command, fault)
         except TimeoutError:
             swept.violations[where] = "it did not end by itself"
             return True
-        if struck.hit is None:
+        if run.hit is None:
             return False
         swept.runs += 1
-        swept.codes[struck.code] += 1
-        problems = list(_dishonest(struck))
+        swept.codes[run.code] += 1
+        problems = list(_dishonest(run))
         try:
-            left = await stage.end(act)
+            left = await replayed.check_and_finish(scene)
         except BrokenError as broken:
             problems.append(str(broken))
         else:
-            if left and struck.code == DONE:
+            if left and run.code == DONE:
                 problems.append(f"it ended with 0 and left {left} things to do")
     if problems:
-        swept.violations[f"{where}: {struck.hit}"] = "; ".join([f"code {struck.code}", *problems])
+        swept.violations[f"{where}: {run.hit}"] = "; ".join([f"code {run.code}", *problems])
         # The end may be an hour away.
-        click.echo(f"{swept.flow} {where}: {struck.hit}: {problems}", err=True)
+        click.echo(f"{swept.flow} {where}: {run.hit}: {problems}", err=True)
     return True
 
 
-def _dishonest(struck: Struck) -> Iterator[str]:
-    """Yield what is wrong with the code a command ended with, and with what it said."""
-    if struck.code not in _HONEST:
-        yield f"no exit code for a fault of the disk: {struck.ran.err}"
-    traces = [event["exception"] for event in events(struck.ran.err) if "exception" in event]
-    for trace in (*traces, *re.findall(r"(?ms)^Traceback .*", struck.ran.err)):
+def _dishonest(run: FaultyRun) -> Iterator[str]:
+    """Yield what is wrong with the code a command ended with, and with what it logged."""
+    if run.code not in _HONEST:
+        yield f"no exit code for a fault of the disk: {run.ran.err}"
+    traces = [event["exception"] for event in events(run.ran.err) if "exception" in event]
+    for trace in (*traces, *re.findall(r"(?ms)^Traceback .*", run.ran.err)):
         frames = [line.strip() for line in trace.splitlines() if "/harvester/" in line]
         yield " in ".join([trace.strip().splitlines()[-1], *frames[-1:]])
 
 
-def _shard(flow: str, error: str, mode: str, first: int, step: int, stem: Stem) -> Sweep:
+def _shard(
+    flow: str, error: str, mode: str, first: int, step: int, fork_server: ForkServer
+) -> Sweep:
     ever, only = mode == "ever", _ONLY.get(error)
-    strikes = (Strike(number, error, ever, only) for number in count(first, step))
-    swept = asyncio.run(sweep(FLOWS[flow], strikes, stem))
+    faults = (InjectedFault(number, error, ever, only) for number in count(first, step))
+    swept = asyncio.run(sweep(FLOWS[flow], faults, fork_server))
     swept.fault = f"{error} {mode}"
     return swept
 
@@ -113,11 +116,11 @@ def _shard(flow: str, error: str, mode: str, first: int, step: int, stem: Stem) 
 def sweep_all(
     flows: Iterable[str], faults: Iterable[tuple[str, str]], first: int, step: int, jobs: int
 ) -> Iterator[Sweep]:
-    """Sweep flows with so many processes at a time; yield figures by flow and fault."""
+    """Sweep flows with so many processes at a time; yield sweeps by flow and fault."""
     pool_of = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    with grow_stem() as stem, pool_of as pool:
+    with start_fork_server() as fork_server, pool_of as pool:
         shards = [
-            pool.submit(_shard, flow, *fault, first, step, stem)
+            pool.submit(_shard, flow, *fault, first, step, fork_server)
             for flow, fault in product(flows, faults)
         ]
         yield from (shard.result() for shard in as_completed(shards))

@@ -1,6 +1,7 @@
 """What the harvester does to its files: each flow from a prepared beginning to its end.
 
-The campaigns strike the command of a flow at one call after another (``stage.py``).
+The campaigns inject a fault into the command of a flow, at one call after another
+(``replayed_flow.py``).
 """
 
 from __future__ import annotations
@@ -8,33 +9,21 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from harvester.ledger import migrate
 from tests.faults.invariants import BrokenError, check_invariants
+from tests.faults.next_release import UPGRADE, go_back, next_migrations
+from tests.faults.replayed_flow import BEGINNING, Flow, FlowScene
 from tests.faults.scene import Scene
-from tests.faults.stage import BEGINNING, Act, Flow
-from tests.faults.striking import Strike
+from tests.faults.tracer import InjectedFault
 
-_CHECKOUT = Path(__file__).parents[2]
 _COPY = "copy.db"
-
-_OF_AN_ORDER = """(
-    SELECT rows.*, accounts.id AS account_id, orders.id AS order_id FROM newer.{} AS rows
-    JOIN newer.orders ON orders.key = order_key JOIN newer.accounts ON accounts.key = account_key
-)"""
-_WITH_IDS = {
-    "orders": "(SELECT orders.*, accounts.id AS account_id, accounts.mode"
-    " FROM newer.orders JOIN newer.accounts ON accounts.key = account_key)",
-    "order_documents": _OF_AN_ORDER.format("order_documents"),
-    "anomalies": _OF_AN_ORDER.format("anomalies"),
-    "transitions": "newer.history",
-    "certificates": "newer.files",
-}
-"""How to read of a newer ledger what the first schema says of orders by their ids."""
+_LEDGER = "data/harvester.db"
+_MIGRATIONS = "migrations"
+_DRAIN = ("run", "--drain")
 
 # Beginnings.
 
@@ -61,27 +50,10 @@ async def _one_moved(scene: Scene) -> None:
     scene.lune.move_order(order.id, "paid")
 
 
-async def _first_release(scene: Scene) -> None:
-    """Move what a drain recorded into a ledger of the first schema."""
+async def _beside_next_release(scene: Scene) -> None:
+    """Have a ledger of this release, and the migrations of the next one."""
     await _drained(scene)
-    ledger, newer = scene.home.ledger, scene.home.ledger.with_name("newer.db")
-    ledger.rename(newer)
-    url = f"url=sqlite:///{ledger}"
-    alembic = (sys.executable, "-m", "alembic", "-x", url, "upgrade", "0001")
-    made = await asyncio.create_subprocess_exec(*alembic, cwd=_CHECKOUT)
-    assert await made.wait() == 0
-    with closing(sqlite3.connect(ledger)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("ATTACH ? AS newer", (str(newer),))
-        for (table,) in connection.execute("SELECT name FROM main.sqlite_master").fetchall():
-            rows = connection.execute(f"SELECT name FROM pragma_table_info('{table}')").fetchall()
-            if rows and table != "alembic_version":
-                names = ", ".join(name for (name,) in rows)
-                told = _WITH_IDS.get(table, f"newer.{table}")
-                connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM {told}")
-        connection.commit()
-    ledger.chmod(0o600)
-    newer.unlink()
+    next_migrations(scene.home.folder / _MIGRATIONS)
 
 
 async def _one_lost_one_changed(scene: Scene) -> None:
@@ -91,12 +63,12 @@ async def _one_lost_one_changed(scene: Scene) -> None:
     changed.write_bytes(changed.read_bytes() + b"\n")
 
 
-async def _killed_while_filing(act: Act) -> None:
+async def _killed_while_storing(scene: FlowScene) -> None:
     """Leave a temporary, a file without a row, and a log that is not in the ledger yet."""
-    await _new_orders(act)
-    struck = await act.strike(("run", "--drain"), Strike(2, only="unlinkat"))
-    assert struck.hit is not None
-    assert list((act.home.archive / ".incoming").iterdir())
+    await _new_orders(scene)
+    run = await scene.run_with_fault(_DRAIN, InjectedFault(2, only="unlinkat"))
+    assert run.hit is not None
+    assert list((scene.home.archive / ".incoming").iterdir())
 
 
 # What a command that was cut short leaves, where that differs from what a drain leaves.
@@ -108,7 +80,7 @@ async def _old_or_new(scene: Scene) -> None:
     if _contents(home.ledger) != _contents(before / "data" / home.ledger.name):
         await check_invariants(scene)
     elif len(home.files()) != len(list((before / "certificates").glob("*/*/*.pdf"))):
-        raise BrokenError("a certificate was filed, and the ledger does not know its order")
+        raise BrokenError("a certificate was stored, and the ledger does not know its order")
 
 
 async def _planted_or_repaired(scene: Scene) -> None:
@@ -117,7 +89,7 @@ async def _planted_or_repaired(scene: Scene) -> None:
         scene.excuse(invariant, "what the command is to repair")
     await check_invariants(scene)
     scene.excused.clear()
-    scene.filed.clear()
+    scene.stored.clear()
 
 
 # Ends.
@@ -129,12 +101,15 @@ async def _drain(scene: Scene) -> int:
         raise BrokenError(f"a drain without faults left {report.unfinished}")
     if left := [path.name for path in scene.home.ledger.parent.glob(".*.part*")]:
         raise BrokenError(f"half-made copies stay beside the ledger: {left}")
-    filed = report.collected.stored + report.collected.recovered
-    return report.swept.new + report.swept.changed + filed
+    collected = report.collected.stored + report.collected.recovered
+    return report.swept.new + report.swept.changed + collected
 
 
 async def _upgrade(scene: Scene) -> int:
-    left = int(migrate.current(scene.home.ledger) != migrate.head())
+    ledger, migrations = scene.home.ledger, scene.home.folder / _MIGRATIONS
+    left = int(migrate.current(ledger, migrations) != migrate.head(migrations))
+    await asyncio.to_thread(migrate.upgrade, ledger, migrations)
+    go_back(ledger)
     return left + await _drain(scene)
 
 
@@ -166,19 +141,23 @@ async def _repair(scene: Scene) -> int:
     return sum(one["finding"] in {"missing", "changed"} for one in found) + await _drain(scene)
 
 
-_DRAIN = ("run", "--drain")
-
 FLOWS: dict[str, Flow] = {
     flow.name: flow
     for flow in (
         Flow("first-drain", _DRAIN, _new_orders, _drain, _old_or_new),
         Flow("one-certificate", _DRAIN, _one_became_complete, _drain),
         Flow("status-change", _DRAIN, _one_moved, _drain),
-        Flow("migration", ("db", "upgrade"), _first_release, _upgrade, _old_or_new),
+        Flow(
+            "migration",
+            (UPGRADE, _LEDGER, _MIGRATIONS),
+            _beside_next_release,
+            _upgrade,
+            _old_or_new,
+        ),
         Flow("backup", ("db", "backup", _COPY), _drained, _back_up),
         Flow(
             "repair", ("verify", "--repair"), _one_lost_one_changed, _repair, _planted_or_repaired
         ),
-        Flow("recovery", _DRAIN, _killed_while_filing, _drain),
+        Flow("recovery", _DRAIN, _killed_while_storing, _drain),
     )
 }

@@ -61,7 +61,7 @@ class Watch:
             _say(f"{self._name}: {place}: {str(error)[:200]!a}, input {path}")
 
     def tell(self, engine: str) -> int:
-        """Print the figures and return the exit code."""
+        """Print what was found and return the exit code."""
         count = len(self.found)
         _say(
             f"{self._name} ({engine}): {self.runs} inputs, {count} new findings, "
@@ -73,18 +73,18 @@ class Watch:
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Callable[[bytes], None]]:
     """Yield a target by its name."""
-    from tests.faults import targets
+    from tests.faults import fuzz_targets
 
     if name == "http":
-        with targets.http() as target:
+        with fuzz_targets.http() as target:
             yield target
     else:
-        yield targets.TARGETS[name]
+        yield fuzz_targets.TARGETS[name]
 
 
 def names() -> list[str]:
     """Return the targets there are."""
-    from tests.faults.seeds import SEEDS
+    from tests.faults.fuzz_seeds import SEEDS
 
     return list(SEEDS)
 
@@ -94,10 +94,10 @@ def guided(name: str, seconds: float, folder: Path) -> int:
     atheris = importlib.import_module("atheris")
 
     with atheris.instrument_imports(include=["harvester", "pypdf"]):
-        from tests.faults import targets
-    from tests.faults.seeds import SEEDS
+        from tests.faults import fuzz_targets
+    from tests.faults.fuzz_seeds import SEEDS
 
-    del targets
+    del fuzz_targets
     corpus = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
     for number, seed in enumerate(SEEDS[name]):
         (corpus / f"seed-{number}").write_bytes(seed)
@@ -121,7 +121,7 @@ def drawn(name: str, seconds: float, folder: Path) -> int:
     """Fuzz one target with what Hypothesis draws."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
-    from tests.faults.seeds import inputs
+    from tests.faults.fuzz_seeds import inputs
 
     with opened(name) as target:
         watch = Watch(name, target, folder)

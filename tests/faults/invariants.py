@@ -26,8 +26,8 @@ from harvester.domain.orders import is_identifier
 from harvester.ledger.audit import contradictions
 from harvester.ledger.database import Database
 from tests.canaries import encodings
+from tests.faults.proxy import Proxy
 from tests.faults.scene import PRIVATE, Scene
-from tests.faults.wire import Wire
 
 _ENDED = ("complete", "cancelled", "failed")
 _OUTSIDE = {".incoming", "quarantine"}
@@ -43,12 +43,12 @@ async def check_invariants(scene: Scene) -> None:
     """Raise :class:`BrokenError` naming every invariant that does not hold after a fault."""
     settings = load(scene.home.config)
     ledger, archive = settings.database.path, settings.storage.path
-    lines = [*_log(scene.log_text()), *_secrets(scene), *_pace(scene.wire, settings)]
+    lines = [*_log(scene.log_text()), *_secrets(scene), *_rate(scene.proxy, settings)]
     if ledger.exists():
         with _copy_of(ledger) as copy, closing(sqlite3.connect(copy)) as connection:
             lines += _ledger(connection, settings)
             lines += _archive(connection, archive, scene)
-            lines += _record(connection, scene.wire, clean=scene.clean_end)
+            lines += _record(connection, scene.proxy, clean=scene.clean_end)
             if _is_made(connection):
                 database = Database(copy, readonly=True)
                 try:
@@ -79,7 +79,7 @@ def _is_made(connection: sqlite3.Connection) -> bool:
 
 
 def _ledger(connection: sqlite3.Connection, settings: Settings) -> Iterator[str]:
-    """I6 whole; I7 chains; I11 every open order is looked at again in time."""
+    """I6 whole; I7 chains; I11 every open order is checked again in time."""
     for (answer,) in connection.execute("PRAGMA integrity_check"):
         if answer != "ok":
             yield f"I6 the ledger is damaged: {answer}"
@@ -105,7 +105,7 @@ def _ledger(connection: sqlite3.Connection, settings: Settings) -> Iterator[str]
         if before != status:
             yield f"I7 order {order} is {status}, its transitions end at {before}"
         if status not in _ENDED and (due is None or due / 1e6 > latest):
-            yield f"I11 order {order} is {status} and is looked at {due}"
+            yield f"I11 order {order} is {status} and is checked at {due}"
     for account, order in chains:
         yield f"I7 transitions of order {order} of {account}, which is not there"
 
@@ -114,52 +114,52 @@ def _archive(connection: sqlite3.Connection, root: Path, scene: Scene) -> Iterat
     """I1 whole files with a row; I2 rows with a file; I3 never changed; I5 nothing left over."""
     rows = yield from _rows(connection)
     files = dict(_files(root))
-    for key, path in files.items():
+    for name, path in files.items():
         data = path.read_bytes()
         sha256, info = hashlib.sha256(data).hexdigest(), path.lstat()
         if b"%PDF-" not in data[:1024] or b"%%EOF" not in data[-1024:]:
-            yield f"I1 {key} is not a whole PDF: {len(data)} bytes"
-        if scene.filed.setdefault(key, (info.st_ino, sha256)) != (info.st_ino, sha256):
-            yield f"I3 {key} changed after it was stored"
-        if key in rows and rows[key] != (sha256, len(data)):
-            yield f"I2 {key} is not what the ledger says"
-        if key not in rows and scene.clean_end:
-            yield f"I1 {key} has no row"
+            yield f"I1 {name} is not a whole PDF: {len(data)} bytes"
+        if scene.stored.setdefault(name, (info.st_ino, sha256)) != (info.st_ino, sha256):
+            yield f"I3 {name} changed after it was stored"
+        if name in rows and rows[name] != (sha256, len(data)):
+            yield f"I2 {name} is not what the ledger says"
+        if name not in rows and scene.clean_end:
+            yield f"I1 {name} has no row"
         if stat.S_IMODE(info.st_mode) != 0o600 or info.st_uid != os.geteuid():
-            yield f"I2 {key} has mode {stat.S_IMODE(info.st_mode):o}, owner {info.st_uid}"
+            yield f"I2 {name} has mode {stat.S_IMODE(info.st_mode):o}, owner {info.st_uid}"
         if info.st_nlink != 1 and scene.clean_end:
-            yield f"I2 {key} has {info.st_nlink} names"
-    for key in rows.keys() - files.keys():
-        yield f"I2 {key} has a row and no file"
+            yield f"I2 {name} has {info.st_nlink} names"
+    for name in rows.keys() - files.keys():
+        yield f"I2 {name} has a row and no file"
     left = sorted(path.name for path in (root / ".incoming").glob("*"))
     if left and scene.clean_end:
         yield f"I5 {len(left)} temporaries are left: {left[:3]}"
 
 
 def _rows(connection: sqlite3.Connection) -> Generator[str, None, dict[str, tuple[str, int]]]:
-    """Return SHA-256 and size by key of what should be there; I9 each key is recorded once."""
+    """Return SHA-256 and size by name of what should be there; I9 each name is recorded once."""
     if not _is_made(connection):
         return {}
-    everything = Counter(key for (key,) in connection.execute("SELECT key FROM files"))
-    for key, times in everything.items():
+    everything = Counter(name for (name,) in connection.execute("SELECT path FROM files"))
+    for name, times in everything.items():
         if times > 1:
-            yield f"I9 {times} rows for {key}"
-    query = "SELECT key, sha256, size FROM files WHERE lost_at IS NULL"
-    return {key: (sha256, size) for key, sha256, size in connection.execute(query)}
+            yield f"I9 {times} rows for {name}"
+    query = "SELECT path, sha256, size FROM files WHERE lost_at IS NULL"
+    return {name: (sha256, size) for name, sha256, size in connection.execute(query)}
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
     for path in root.rglob("*"):
-        key = path.relative_to(root)
-        if path.is_file() and key.parts[0] not in _OUTSIDE and not key.name.startswith("."):
-            yield key.as_posix(), path
+        name = path.relative_to(root)
+        if path.is_file() and name.parts[0] not in _OUTSIDE and not name.name.startswith("."):
+            yield name.as_posix(), path
 
 
-def _record(connection: sqlite3.Connection, wire: Wire, *, clean: bool) -> Iterator[str]:
+def _record(connection: sqlite3.Connection, proxy: Proxy, *, clean: bool) -> Iterator[str]:
     """I7, I10 every status was served; I11 every listed order is known; I12 under its account."""
     if not _is_made(connection):
         return
-    served = {(one.account_id, one.order_id, one.status) for one in wire.served}
+    served = {(one.account_id, one.order_id, one.status) for one in proxy.served}
     for account, order, status in connection.execute(
         "SELECT account_id, order_id, to_status FROM history"
     ):
@@ -169,19 +169,20 @@ def _record(connection: sqlite3.Connection, wire: Wire, *, clean: bool) -> Itera
         "SELECT accounts.id, orders.id FROM orders JOIN accounts ON accounts.key = account_key"
     )
     known = set(connection.execute(recorded))
-    aside = {account for (account,) in connection.execute("SELECT account_id FROM set_aside")}
-    for account, order in known - wire.listed:
+    rejected = connection.execute("SELECT account_id FROM rejected_orders")
+    has_rejected = {account for (account,) in rejected}
+    for account, order in known - proxy.listed:
         yield f"I12 order {order} is under {account}, where it was not served"
-    for account, order in wire.listed - known if clean else ():
-        if is_identifier(order) or account not in aside:
+    for account, order in proxy.listed - known if clean else ():
+        if is_identifier(order) or account not in has_rejected:
             yield f"I11 order {order!r} of {account} was served and is forgotten"
 
 
-def _pace(wire: Wire, settings: Settings) -> Iterator[str]:
+def _rate(proxy: Proxy, settings: Settings) -> Iterator[str]:
     """I13 no second holds more requests than the limit allows, as the server counts."""
     window: deque[float] = deque()
     most = 0
-    for at in sorted(seen.at for seen in wire.requests):
+    for at in sorted(seen.at for seen in proxy.requests):
         window.append(at)
         while window[0] <= at - 1.0:
             window.popleft()
@@ -216,6 +217,6 @@ def _secrets(scene: Scene) -> Iterator[str]:
         for form, secret in forms.items():
             if form in data:
                 yield f"I18 {path.name} holds the secret {secret[:4]}..."
-    targets = "\n".join(seen.target for seen in scene.wire.requests).encode()
+    targets = "\n".join(seen.target for seen in scene.proxy.requests).encode()
     if any(form in targets for form in forms):
         yield "I18 a secret is in a request's address"

@@ -26,8 +26,8 @@ import click
 from harvester.sandbox import Sandbox, SandboxOptions
 from tests.acceptance.harness import Home, Running, until
 from tests.faults.invariants import BrokenError, check_invariants
+from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
-from tests.faults.wire import Wire
 
 ROUNDS_TO_A_CHECK = 20
 FAULTS = (
@@ -57,14 +57,14 @@ class Loop:
     idle: int = 0
     orders: int = 0
     certificates: int = 0
-    adopted: int = 0
+    recovered: int = 0
     checks: int = 0
     violations: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
 async def kill_over_and_over(folder: Path, rounds: int, seed: int) -> Loop:
-    """Go through the rounds; the figures, and every check that failed."""
+    """Go through the rounds; return what came of them, and every check that failed."""
     began = time.monotonic()
     draw = random.Random(seed)
     loop = Loop()
@@ -84,9 +84,9 @@ async def kill_over_and_over(folder: Path, rounds: int, seed: int) -> Loop:
 @asynccontextmanager
 async def _scene(folder: Path, seed: int) -> AsyncIterator[Scene]:
     options = SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0, seed=seed)
-    async with Sandbox(options) as lune, Wire(lune.base_url, lune.accounts[0].id) as wire:
+    async with Sandbox(options) as lune, Proxy(lune.base_url, lune.accounts[0].id) as proxy:
         often = {"harvest__sweep_interval": "500ms", "harvest__longest_interval": "5s"}
-        yield Scene(Home(folder, lune, lune__base_url=wire.base_url, **often), lune, wire)
+        yield Scene(Home(folder, lune, lune__base_url=proxy.base_url, **often), lune, proxy)
 
 
 def _misbehave(scene: Scene) -> None:
@@ -109,7 +109,7 @@ async def _round(scene: Scene, draw: random.Random, loop: Loop) -> None:
     command = draw.choice((("run", "--drain"), ("run",)))
     async with scene.home.running(*command) as running:
         try:
-            await _wait_for_a_moment(scene.wire, running, draw)
+            await _wait_for_a_moment(scene.proxy, running, draw)
         except TimeoutError:
             loop.idle += 1  # it keeps a pause that Lune told it to, or the machine is overloaded
         loop.rounds += 1
@@ -118,16 +118,16 @@ async def _round(scene: Scene, draw: random.Random, loop: Loop) -> None:
             running.process.kill()
         await running.result()
     scene.keep("".join(running.err))
-    loop.recovered += len(running.events("certificate adopted"))
+    loop.recovered += len(running.events("certificate recovered"))
     scene.clean_end = False
 
 
-async def _wait_for_a_moment(wire: Wire, running: Running, draw: random.Random) -> None:
+async def _wait_for_a_moment(proxy: Proxy, running: Running, draw: random.Random) -> None:
     if draw.random() < 1 / 3:
         await asyncio.sleep(draw.uniform(0, _STARTING_S))
         return
-    enough = wire.count() + draw.randrange(1, 12)
-    await until(lambda: running.ended or wire.count() >= enough)
+    enough = proxy.count() + draw.randrange(1, 12)
+    await until(lambda: running.ended or proxy.count() >= enough)
     await asyncio.sleep(draw.uniform(0, _WORKING_S))
 
 
@@ -143,14 +143,14 @@ async def _check(scene: Scene, loop: Loop) -> None:
         loop.violations.append(f"round {loop.rounds}: {broken}")
     loop.certificates = len(scene.home.files())
     # What was checked need not be checked again: else it takes longer each time.
-    scene.wire.requests.clear()
-    scene.wire.served[:] = {replace(one, at=0.0): one for one in scene.wire.served}.values()
+    scene.proxy.requests.clear()
+    scene.proxy.served[:] = {replace(one, at=0.0): one for one in scene.proxy.served}.values()
     for log in scene.home.folder.glob("*.log"):
         log.unlink()
 
 
 async def _finish(scene: Scene) -> int:
-    """Drain to the end; return how many certificates were adopted."""
+    """Drain to the end; return how many certificates were recovered."""
     report = await scene.drain()
     scene.clean_end = True
     if report.unfinished:
@@ -171,8 +171,8 @@ def main(rounds: int, seed: int, as_json: bool) -> None:
     else:
         click.echo(
             f"{loop.rounds} rounds, {loop.killed} killed, {loop.idle} of them idle, "
-            f"{loop.certificates} certificates of {loop.orders} orders, {loop.recovered} adopted, "
-            f"{loop.checks} checks, "
+            f"{loop.certificates} certificates of {loop.orders} orders, "
+            f"{loop.recovered} recovered, {loop.checks} checks, "
             f"{len(loop.violations)} violations, {loop.rounds / loop.seconds:.2f} rounds/s"
         )
         for line in loop.violations:

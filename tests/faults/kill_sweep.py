@@ -23,9 +23,10 @@ from multiprocessing import get_context
 import click
 
 from tests.faults.flows import FLOWS
+from tests.faults.injected_faults import ForkServer, start_fork_server
 from tests.faults.invariants import BrokenError
-from tests.faults.stage import Flow, Stage, open_stage, require_done
-from tests.faults.striking import Stem, Strike, grow_stem
+from tests.faults.replayed_flow import Flow, ReplayedFlow, open_replayed_flow, require_done
+from tests.faults.tracer import InjectedFault
 
 
 @dataclass(slots=True)
@@ -38,43 +39,43 @@ class Sweep:
     seconds: float = 0.0
 
 
-async def sweep(flow: Flow, strikes: Iterable[Strike], stem: Stem) -> Sweep:
-    """Kill a flow again and again, each time as the next strike says, until one does not come."""
+async def sweep(flow: Flow, faults: Iterable[InjectedFault], fork_server: ForkServer) -> Sweep:
+    """Kill a flow again and again, each time as the next fault says, until one does not come."""
     began = time.monotonic()
     swept = Sweep(flow.name)
-    async with open_stage(flow, stem) as stage:
-        for strike in strikes:
-            if not await _kill(stage, strike, swept):
+    async with open_replayed_flow(flow, fork_server) as replayed:
+        for fault in faults:
+            if not await _kill(replayed, fault, swept):
                 break
     swept.seconds = time.monotonic() - began
     return swept
 
 
-async def _kill(stage: Stage, strike: Strike, swept: Sweep) -> bool:
+async def _kill(replayed: ReplayedFlow, fault: InjectedFault, swept: Sweep) -> bool:
     """Kill one run; False when it came to its end first, as it should."""
-    async with stage.play() as act:
-        struck = await act.strike(stage.flow.command, strike)
+    async with replayed.at_its_beginning() as scene:
+        run = await scene.run_with_fault(replayed.flow.command, fault)
         try:
-            if struck.hit is None:
-                require_done(struck)
-            await stage.end(act)
+            if run.hit is None:
+                require_done(run)
+            await replayed.check_and_finish(scene)
         except BrokenError as broken:
-            swept.violations[f"{strike.at}: {struck.hit or 'not killed'}"] = str(broken)
-    swept.killed += struck.hit is not None
-    return struck.hit is not None
+            swept.violations[f"{fault.at}: {run.hit or 'not killed'}"] = str(broken)
+    swept.killed += run.hit is not None
+    return run.hit is not None
 
 
-def _shard(flow: str, first: int, step: int, stem: Stem) -> Sweep:
-    return asyncio.run(sweep(FLOWS[flow], map(Strike, count(first, step)), stem))
+def _shard(flow: str, first: int, step: int, fork_server: ForkServer) -> Sweep:
+    return asyncio.run(sweep(FLOWS[flow], map(InjectedFault, count(first, step)), fork_server))
 
 
 def sweep_all(flows: Iterable[str], first: int, step: int, jobs: int) -> Iterator[Sweep]:
-    """Sweep flows with so many processes at a time; yield each flow's figures as they are had."""
+    """Sweep flows with so many processes at a time; yield each flow's sweep as it ends."""
     pool_of = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    with grow_stem() as stem, pool_of as pool:
+    with start_fork_server() as fork_server, pool_of as pool:
         shards = {
             flow: [
-                pool.submit(_shard, flow, first + step * job, step * jobs, stem)
+                pool.submit(_shard, flow, first + step * job, step * jobs, fork_server)
                 for job in range(jobs)
             ]
             for flow in flows

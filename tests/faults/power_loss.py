@@ -1,10 +1,10 @@
 """Cut the power at every step of a real run, in every way a disk may be left, and look.
 
 ``python -m tests.faults.power_loss [--states N] [--weaken NAME]``. A run of the installed command
-is recorded with strace, with all it writes: two drains that file three certificates and see one
-order move on. It is then played on a model of a disk. After each step every state is judged that
+is recorded with strace, with all it writes: two drains that store three certificates and see one
+order move on. It is then played on a model of a disk. After each step every state is checked that
 a crash may leave; a sample of them is given back to the program, which has to recover, and to a
-second crash while it does. Weaker recipes, made of the same recording, must each be caught.
+second crash while it does. Weaker variants, made of the same recording, must each be caught.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ import click
 
 from harvester.sandbox import Sandbox, SandboxOptions
 from tests.acceptance.harness import HARVESTER, Home
-from tests.faults.campaigns.crashes import Extent, Outcome, crash
-from tests.faults.campaigns.disk import Disk, State
-from tests.faults.campaigns.judge import ARCHIVE, Judge, Promises
-from tests.faults.campaigns.recipes import RECIPES, apply
-from tests.faults.campaigns.trace import Op, read_trace, strace
+from tests.faults.campaigns.disk_model import Disk, State
+from tests.faults.campaigns.power_cuts import Extent, Outcome, crash
+from tests.faults.campaigns.state_check import ARCHIVE, Promises, StateCheck
+from tests.faults.campaigns.storage_variants import VARIANTS, apply
+from tests.faults.campaigns.strace_log import Op, read_trace, strace
 from tests.faults.invariants import check_invariants
+from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
-from tests.faults.wire import Wire
 
 
 class Campaign:
     """A live Lune, a recorded run against it, and crashes of that."""
 
-    def __init__(self, folder: Path, lune: Sandbox, wire: Wire) -> None:
+    def __init__(self, folder: Path, lune: Sandbox, proxy: Proxy) -> None:
         self._folder = folder
         self._lune = lune
-        self._wire = wire
-        self._judge = Judge({}, folder)
+        self._wire = proxy
+        self._check = StateCheck({}, folder)
         self._recorded = self._home("recorded")
         self._steps: list[Op] = []
 
     async def record(self) -> None:
-        """Record two drains: three certificates are filed, and an order becomes complete."""
+        """Record two drains: three certificates are stored, and an order becomes complete."""
         for status in ("complete", "complete"):
             self._lune.create_order(status, hold=True)
         moving = self._lune.create_order("placed", hold=True)
@@ -59,20 +59,20 @@ class Campaign:
         scratch = self._folder / "scratch"
         scratch.mkdir()
         found = {one.id: self._lune.certificate(one.id) or b"" for one in self._lune.orders()}
-        hashes = {key: hashlib.sha256(data).hexdigest() for key, data in found.items()}
-        self._judge = Judge(hashes, scratch)
+        hashes = {order: hashlib.sha256(data).hexdigest() for order, data in found.items()}
+        self._check = StateCheck(hashes, scratch)
 
-    def crash(self, recipe: str, extent: Extent) -> Outcome:
-        """Cut the power everywhere in the recorded run, done the recipe's way."""
+    def crash(self, variant: str, extent: Extent) -> Outcome:
+        """Cut the power everywhere in the recorded run, done the variant's way."""
         root = self._recorded.folder
-        steps = apply(RECIPES[recipe], self._steps, str(root / ARCHIVE))
-        return crash(steps, lambda: Disk(root), Promises(), self._judge, extent)
+        steps = apply(VARIANTS[variant], self._steps, str(root / ARCHIVE))
+        return crash(steps, lambda: Disk(root), Promises(), self._check, extent)
 
     async def crash_again(self, state: State, promises: Promises, extent: Extent) -> Outcome:
         """Let the program recover from a state, and cut the power everywhere in that."""
         home = self._home("again", state)
         steps = await self._drain_traced(home)
-        return crash(steps, lambda: Disk(home.folder, state), promises, self._judge, extent)
+        return crash(steps, lambda: Disk(home.folder, state), promises, self._check, extent)
 
     async def recover(self, state: State) -> None:
         """Let the program recover: everything must be brought in, and every invariant hold."""
@@ -106,30 +106,30 @@ class Campaign:
 async def recorded_campaign(folder: Path) -> AsyncIterator[Campaign]:
     """Record a run in an empty folder; its Lune is there as long as the context is open."""
     options = SandboxOptions(orders=0, speed=0, rate_limit=0)
-    async with Sandbox(options) as lune, Wire(lune.base_url, lune.accounts[0].id) as wire:
-        campaign = Campaign(folder, lune, wire)
+    async with Sandbox(options) as lune, Proxy(lune.base_url, lune.accounts[0].id) as proxy:
+        campaign = Campaign(folder, lune, proxy)
         await campaign.record()
         yield campaign
 
 
-def row(recipe: str, outcome: Outcome) -> str:
-    """Return a recipe's line of the table."""
+def row(variant: str, outcome: Outcome) -> str:
+    """Return a variant's line of the table."""
     broken = ", ".join(f"{kind} {count}" for kind, count in outcome.violations.items()) or "none"
-    return f"{recipe:20} {outcome.steps:5} {outcome.places:6} {outcome.states:8}  {broken}"
+    return f"{variant:20} {outcome.steps:5} {outcome.places:6} {outcome.states:8}  {broken}"
 
 
 async def _campaign(folder: Path, chosen: argparse.Namespace) -> bool:
     """Run everything and print the table; tell whether all came out as it must."""
     good = True
     async with recorded_campaign(folder) as campaign:
-        click.echo(f"{'recipe':20} {'steps':>5} {'places':>6} {'states':>8}  violations")
-        for name in [chosen.weaken] if chosen.weaken else RECIPES:
+        click.echo(f"{'variant':20} {'steps':>5} {'places':>6} {'states':>8}  violations")
+        for name in [chosen.weaken] if chosen.weaken else VARIANTS:
             of_full = Extent(chosen.states, keep=chosen.recoveries, seed=chosen.seed)
             outcome = campaign.crash(name, of_full if name in {"full", chosen.weaken} else Extent())
             click.echo(row(name, outcome))
             for example in outcome.examples.values() if name == "full" else ():
                 click.echo(f"  {example}")
-            breaks = RECIPES[name].breaks
+            breaks = VARIANTS[name].breaks
             good &= breaks in outcome.violations if breaks else not outcome.violations
             if name == "full":
                 again = await _recoveries(campaign, outcome, chosen.again)
@@ -157,8 +157,8 @@ async def _recoveries(campaign: Campaign, outcome: Outcome, again: int) -> Outco
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.power_loss", description=__doc__)
-    parser.add_argument("--states", type=int, default=10_000, help="distinct states to judge")
-    parser.add_argument("--weaken", choices=[name for name in RECIPES if name != "full"])
+    parser.add_argument("--states", type=int, default=10_000, help="distinct states to check")
+    parser.add_argument("--weaken", choices=[name for name in VARIANTS if name != "full"])
     parser.add_argument("--recoveries", type=int, default=20, help="states to recover from")
     parser.add_argument("--again", type=int, default=3, help="recoveries to crash again")
     parser.add_argument("--seed", type=int, default=1)

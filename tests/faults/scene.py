@@ -1,4 +1,4 @@
-"""A harvester, its Lune and the wire between them, in a folder of its own.
+"""A harvester, its Lune and a proxy between them, in a folder of its own.
 
 Faults of the network and the API run in process, against real sockets and real files; what needs
 a process (signals, kills, limits) runs the installed command. Both write their log to files here.
@@ -18,39 +18,39 @@ from typing import Any
 from harvester import logs
 from harvester.app import App, open_app
 from harvester.config.load import load
-from harvester.context import Stop
+from harvester.context import Limits, Stop
 from harvester.domain.orders import EVERYTHING, OrderFilter
 from harvester.lune import ClientOptions, Deadlines
 from harvester.runtime.drain import Drain, DrainReport
 from harvester.sandbox import Sandbox
 from harvester.sandbox.world import Order
 from tests.acceptance.harness import Home, Ran
-from tests.faults.wire import Wire
+from tests.faults.proxy import Proxy
 
 PRIVATE = "canary-customer-d41c"
 """In the metadata of every order of :meth:`Scene.order`; belongs in the ledger, in no log."""
 
 HASTY = ClientOptions(Deadlines(connect=1.0, read=1.0, total=2.0, certificate_total=3.0))
-"""Deadlines for tests in process: the same code, less patience."""
+"""Options of the client for tests in process: the same code, shorter deadlines."""
 
 
 @dataclass(slots=True)
 class Scene:
     """What a fault test plays in.
 
-    ``lune`` is the sandbox (its clock stands still), ``wire`` what the harvester talks to,
+    ``lune`` is the sandbox (its clock stands still), ``proxy`` what the harvester talks to,
     ``home`` its configuration, ledger and archive. ``clean_end`` is False while the harvester
     was last killed and not run to an end since. ``excused`` names the invariants a test breaks on
-    purpose, ``filed`` the files seen so far, ``secrets`` what must appear nowhere but in
+    purpose, ``stored`` has the files seen so far, ``secrets`` what must appear nowhere but in
     ``secret_files``.
     """
 
     home: Home
     lune: Sandbox
-    wire: Wire
+    proxy: Proxy
     clean_end: bool = True
     excused: dict[str, str] = field(default_factory=dict)
-    filed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    stored: dict[str, tuple[int, str]] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
     secret_files: set[str] = field(default_factory=lambda: {"lune_api_key"})
 
@@ -78,15 +78,20 @@ class Scene:
 
     @asynccontextmanager
     async def open(
-        self, stop: Stop | None = None, options: ClientOptions = HASTY
+        self,
+        stop: Stop | None = None,
+        options: ClientOptions = HASTY,
+        limits: Limits | None = None,
     ) -> AsyncIterator[App]:
         """Open a harvest as the program wires it, from the same configuration file."""
         with self.log_path.open("a", encoding="utf-8") as stream:
             logs.configure("debug", "json", stream)
             try:
                 settings = load(self.home.config)
-                async with open_app(settings, stop or Stop(), "test", options=options) as harvest:
-                    yield harvest
+                async with open_app(
+                    settings, stop or Stop(), "test", options=options, limits=limits
+                ) as app:
+                    yield app
             finally:
                 logging.getLogger().handlers.clear()
 
@@ -98,8 +103,8 @@ class Scene:
         options: ClientOptions = HASTY,
     ) -> DrainReport:
         """Run one drain in process, to its end."""
-        async with self.open(options=options) as harvest, asyncio.timeout(60):
-            return await Drain(harvest).run(scope, wait)
+        async with self.open(options=options) as app, asyncio.timeout(60):
+            return await Drain(app).run(scope, wait)
 
     async def command(self, *arguments: str | Path) -> Ran:
         """Run the installed command; its stderr is kept for the check of the log."""
@@ -108,6 +113,6 @@ class Scene:
         return ran
 
     def keep(self, stderr: str) -> None:
-        """Add what a command said on stderr to what the invariants look through."""
+        """Add what a command wrote on stderr to what the invariants look through."""
         with (self.home.folder / "commands.log").open("a", encoding="utf-8") as stream:
             stream.write(stderr)

@@ -28,8 +28,8 @@ from harvester.sandbox import Sandbox, SandboxOptions
 from harvester.web.local_socket import reachable, socket_path
 from tests.acceptance.harness import Home, Running, until
 from tests.faults.invariants import check_invariants
+from tests.faults.proxy import Exchange, Proxy
 from tests.faults.scene import PRIVATE, Scene
-from tests.faults.wire import Exchange, Wire
 
 FAULTS = (
     "slow=0.3,share=0.05",
@@ -135,20 +135,20 @@ async def soak(
     """
     options = SandboxOptions(orders=orders, client_accounts=2, speed=SPEED, rate_limit=0)
     result = Soak(seconds)
-    async with Sandbox(options) as lune, Wire(lune.base_url, lune.accounts[0].id) as wire:
+    async with Sandbox(options) as lune, Proxy(lune.base_url, lune.accounts[0].id) as proxy:
         home = Home(
             folder,
             lune,
-            lune__base_url=wire.base_url,
+            lune__base_url=proxy.base_url,
             lune__rate_limit=_RATE,
             harvest__sweep_interval="1s",
             harvest__longest_interval="30s",
         )
-        scene = Scene(home, lune, wire)
+        scene = Scene(home, lune, proxy)
         began_at = lune.clock.now()
         await _let_it_run(scene, result, every, tell)
         result.simulated_years = (lune.clock.now() - began_at) / _YEAR_S
-        result.requests = wire.count()
+        result.requests = proxy.count()
         await _bring_to_an_end(scene, result)
     return result
 
@@ -160,7 +160,7 @@ async def _let_it_run(
         # Only now: the start asks for the accounts once, and is not what is looked at here.
         for fault in FAULTS:
             scene.lune.faults.add(fault)
-        scene.wire.script(_through, times=math.inf)
+        scene.proxy.script(_through, times=math.inf)
         placing = asyncio.create_task(_place(scene.lune), name="placing")
         try:
             began = time.monotonic()
@@ -170,7 +170,7 @@ async def _let_it_run(
                 sample = await _sample(scene, daemon, time.monotonic() - began)
                 result.samples.append(sample)
                 tell(sample)
-                _forget_repeats(scene.wire)
+                _forget_repeats(scene.proxy)
         finally:
             placing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -230,8 +230,8 @@ async def _sample(scene: Scene, daemon: Running, at: float) -> Sample:
         answer_ms=round(await _refusal_ms(ledger), 1),
         wal_kib=ledger.with_name(f"{ledger.name}-wal").stat().st_size // 1024,
         ledger_kib=ledger.stat().st_size // 1024,
-        filed=sum('"certificate filed"' in line for line in daemon.err),
-        requests=scene.wire.count(),
+        filed=sum('"certificate stored"' in line for line in daemon.err),
+        requests=scene.proxy.count(),
     )
 
 
@@ -244,10 +244,10 @@ async def _refusal_ms(ledger: Path) -> float:
             return (time.monotonic() - began) * 1000
 
 
-def _forget_repeats(wire: Wire) -> None:
+def _forget_repeats(proxy: Proxy) -> None:
     """Keep the record of hours small: what the invariants ask is which statuses were served."""
-    first = {(one.account_id, one.order_id, one.status): one for one in reversed(wire.served)}
-    wire.served[:] = first.values()
+    first = {(one.account_id, one.order_id, one.status): one for one in reversed(proxy.served)}
+    proxy.served[:] = first.values()
 
 
 def _row(sample: Sample) -> str:

@@ -12,9 +12,16 @@ import pytest
 
 from harvester.sandbox.world import cursor
 from tests.faults.catalogue import fault
-from tests.faults.quick import chain, detail, details, quick, summary
+from tests.faults.instant_harvest import (
+    chain,
+    detail,
+    details,
+    instant_harvest,
+    rejections,
+    statistics,
+)
+from tests.faults.proxy import Answer, Exchange, changed, response, saying, through
 from tests.faults.scene import Scene
-from tests.faults.wire import Answer, Exchange, changed, response, saying, through
 
 INTERVAL = timedelta(minutes=16)
 
@@ -43,7 +50,7 @@ def below(answer: Answer) -> Answer:
 
 async def known(scene: Scene) -> int:
     """Count the orders in the ledger."""
-    return sum((await summary(scene)).by_status.values())
+    return sum((await statistics(scene)).by_status.values())
 
 
 @fault("A17")
@@ -57,13 +64,13 @@ async def test_orders_placed_while_the_listing_is_read_hide_none(scene: Scene) -
             scene.order("received", tonnes="1")
         await through(exchange)
 
-    scene.wire.script(below(meanwhile), "orders", times=math.inf)
-    async with quick(scene) as one:
-        await one.drain()
+    scene.proxy.script(below(meanwhile), "orders", times=math.inf)
+    async with instant_harvest(scene) as harvest:
+        await harvest.drain()
         assert await known(scene) == 120
-        scene.wire.clear()
-        one.later(INTERVAL)
-        await one.sweep()
+        scene.proxy.clear()
+        harvest.later(INTERVAL)
+        await harvest.sweep()
         assert await known(scene) == 120 + 15
     await scene.drain()
 
@@ -75,7 +82,7 @@ async def test_a_row_that_comes_again_is_the_same_order(scene: Scene) -> None:
     def twice(document: Page) -> None:
         document["data"] = document["data"] * 2
 
-    scene.wire.script(page(twice), "orders", times=2)
+    scene.proxy.script(page(twice), "orders", times=2)
     assert (await scene.drain()).swept.new == 3
     assert [await chain(scene, order.id) for order in orders] == [[(None, "placed")]] * 3
 
@@ -86,8 +93,8 @@ def _same(document: Page, _: list[str]) -> None:
 
 def _circle(document: Page, ids: list[str]) -> None:
     # The second page leads back to the top, and from there to just below it, and back.
-    place = ids[1] if document["data"][0]["id"] == ids[1] else ids[0]
-    document |= {"has_more": True, "next_cursor": cursor(place)}
+    leads_to = ids[1] if document["data"][0]["id"] == ids[1] else ids[0]
+    document |= {"has_more": True, "next_cursor": cursor(leads_to)}
 
 
 def _empty(document: Page, _: list[str]) -> None:
@@ -100,23 +107,23 @@ def _nothing(document: Page, _: list[str]) -> None:
 
 @fault("A18")
 @pytest.mark.parametrize("lie", [_same, _circle, _empty, _nothing])
-async def test_a_listing_without_an_end_is_left_and_said(
+async def test_a_listing_without_an_end_is_left_and_reported(
     scene: Scene, lie: Callable[[Page, list[str]], None]
 ) -> None:
     scene.home.configure(lune__accounts=["default"])
     for _ in range(150):
         scene.order("received", tonnes="1")
     ids = [order.id for order in scene.lune.orders()]
-    scene.wire.script(below(page(lambda row: lie(row, ids))), "orders", times=math.inf)
-    async with quick(scene) as one:
-        swept = await one.sweep()
+    scene.proxy.script(below(page(lambda row: lie(row, ids))), "orders", times=math.inf)
+    async with instant_harvest(scene) as harvest:
+        swept = await harvest.sweep()
         assert list(swept.failed) == [scene.lune.accounts[0].id]
-        assert scene.wire.count("orders") < 10
+        assert scene.proxy.count("orders") < 10
         assert await known(scene) >= 100
-        asked = scene.wire.count("orders")
-        await one.sweep()
-        assert scene.wire.count("orders") == asked
-    scene.wire.clear()
+        asked = scene.proxy.count("orders")
+        await harvest.sweep()
+        assert scene.proxy.count("orders") == asked
+    scene.proxy.clear()
     await scene.drain()
     assert await known(scene) == 150
 
@@ -137,13 +144,13 @@ async def test_a_cursor_that_lost_its_meaning_restarts_the_listing_once(
         left -= 1
         await (through if left < 0 else saying(response(400, body)))(exchange)
 
-    scene.wire.script(below(forget), "orders", times=math.inf)
-    async with quick(scene) as one:
-        failed = (await one.sweep()).failed
+    scene.proxy.script(below(forget), "orders", times=math.inf)
+    async with instant_harvest(scene) as harvest:
+        failed = (await harvest.sweep()).failed
     assert bool(failed) == math.isinf(times)
-    assert scene.wire.count("orders") == 4  # the first page, a cursor, and both again
+    assert scene.proxy.count("orders") == 4  # the first page, a cursor, and both again
     assert await known(scene) == (100 if failed else 150)
-    scene.wire.clear()
+    scene.proxy.clear()
     assert (await scene.drain()).unfinished == []
     assert await known(scene) == 150
 
@@ -157,13 +164,13 @@ async def test_an_open_order_far_down_the_listing_is_found_again_by_its_id(scene
         scene.order("cancelled", tonnes="1")
     await scene.drain()
     scene.lune.move_order(old.id, "complete")
-    asked = scene.wire.count()
-    async with quick(scene) as one:
-        one.later(timedelta(hours=7))
-        await one.sweep()
+    asked = scene.proxy.count()
+    async with instant_harvest(scene) as harvest:
+        harvest.later(timedelta(hours=7))
+        await harvest.sweep()
         assert (await detail(scene, old.id)).order.status == "complete"
-    assert scene.wire.count("order") == 1
-    assert scene.wire.count() - asked == 3  # the account, the newest page, the order
+    assert scene.proxy.count("order") == 1
+    assert scene.proxy.count() - asked == 3  # the account, the newest page, the order
     await scene.drain()
 
 
@@ -176,16 +183,18 @@ async def test_one_malformed_order_costs_the_other_99_nothing(scene: Scene) -> N
     def spoil(document: Page) -> None:
         document["data"][50]["quantity"] = "a lot"
 
-    scene.wire.script(page(spoil), "orders")
+    scene.proxy.script(page(spoil), "orders")
     report = await scene.drain()
     assert report.swept.new == 99
     [line] = report.unfinished
-    assert "set aside: quantity: not a decimal" in line
-    [odd] = (await summary(scene)).rejected
-    assert odd.reason.startswith("quantity")
+    assert "rejected: quantity: not a decimal" in line
+    assert (await statistics(scene)).rejected_orders == 1
+    [rejected] = await rejections(scene)
+    assert rejected.reason.startswith("quantity")
     assert (await scene.drain()).unfinished == []
     assert await known(scene) == 100
-    assert (await summary(scene)).rejected == []
+    assert await rejections(scene) == []
+    assert (await statistics(scene)).rejected_orders == 0
 
 
 @fault("A22")
@@ -200,7 +209,7 @@ async def test_the_same_id_in_two_accounts_is_two_orders(scene: Scene) -> None:
         copy = {"has_more": False, "next_cursor": None, "data": [document]}
         return await exchange.say(response(200, json.dumps(copy).encode()))
 
-    scene.wire.script(also_there, "orders", times=math.inf)
+    scene.proxy.script(also_there, "orders", times=math.inf)
     await scene.drain()
     scene.lune.move_order(order.id, "paid")
     await scene.drain()

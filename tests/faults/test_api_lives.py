@@ -11,10 +11,10 @@ import pytest
 
 from tests.acceptance.harness import events
 from tests.faults.catalogue import fault
+from tests.faults.instant_harvest import chain, detail, instant_harvest
 from tests.faults.invariants import check_invariants
-from tests.faults.quick import chain, detail, quick
+from tests.faults.proxy import Exchange, response, saying
 from tests.faults.scene import Scene
-from tests.faults.wire import Exchange, response, saying
 
 INTERVAL = timedelta(minutes=16)
 NOTHING = saying(response(200, b'{"has_more": false, "next_cursor": null, "data": []}'))
@@ -24,44 +24,44 @@ NOTHING = saying(response(200, b'{"has_more": false, "next_cursor": null, "data"
 async def test_a_known_order_that_is_not_found_stays_what_it_was(scene: Scene) -> None:
     order = scene.order("paid")
     await scene.drain()
-    scene.wire.script(NOTHING, "orders", times=math.inf)
-    scene.wire.script(saying(response(404, content_type="")), "order", times=math.inf)
-    async with quick(scene) as one:
-        one.later(timedelta(hours=7))
-        assert (await one.sweep()).failed == {}
+    scene.proxy.script(NOTHING, "orders", times=math.inf)
+    scene.proxy.script(saying(response(404, content_type="")), "order", times=math.inf)
+    async with instant_harvest(scene) as harvest:
+        harvest.later(timedelta(hours=7))
+        assert (await harvest.sweep()).failed == {}
         gone = await detail(scene, order.id)
-        assert (gone.order.status, gone.order.missing_since) == ("paid", one.at)
+        assert (gone.order.status, gone.order.not_found_since) == ("paid", harvest.at)
         assert gone.order.next_check_at is not None
-        assert [odd.kind for odd in gone.anomalies] == ["not_found"]
-        scene.wire.clear()
+        assert [one.kind for one in gone.anomalies] == ["not_found"]
+        scene.proxy.clear()
         scene.lune.move_order(order.id, "retiring")
-        one.later(timedelta(hours=7))
-        await one.sweep()
+        harvest.later(timedelta(hours=7))
+        await harvest.sweep()
     await scene.drain()
-    assert (await detail(scene, order.id)).order.missing_since is None
+    assert (await detail(scene, order.id)).order.not_found_since is None
     assert await chain(scene, order.id) == [(None, "paid"), ("paid", "retiring")]
 
 
 @fault("A10")
 async def test_a_certificate_that_is_late_is_asked_for_until_it_comes(scene: Scene) -> None:
     order = scene.order()
-    scene.wire.script(saying(response(404, content_type="")), "certificate", times=math.inf)
+    scene.proxy.script(saying(response(404, content_type="")), "certificate", times=math.inf)
     waits, states = [], []
-    async with quick(scene) as one:
-        began = one.at
-        await one.sweep()
-        while one.at - began < timedelta(hours=75):
-            assert (await one.collect()).not_yet == 1
-            row = await one.order(order.id)
+    async with instant_harvest(scene) as harvest:
+        began = harvest.at
+        await harvest.sweep()
+        while harvest.at - began < timedelta(hours=75):
+            assert (await harvest.collect()).not_yet == 1
+            row = await harvest.order(order.id)
             assert row.next_check_at is not None
-            waits.append(row.next_check_at - one.at)
-            states.append((one.at - began > timedelta(hours=72), row.certificate_state))
-            one.at = row.next_check_at
+            waits.append(row.next_check_at - harvest.at)
+            states.append((harvest.at - began > timedelta(hours=72), row.certificate_state))
+            harvest.at = row.next_check_at
         assert waits == sorted(waits)
         assert (waits[0], waits[-1]) == (timedelta(seconds=10), timedelta(hours=1))
         assert set(states) == {(False, "owed"), (True, "failed")}
-        scene.wire.clear()
-        assert (await one.collect()).filed == 1
+        scene.proxy.clear()
+        assert (await harvest.collect()).stored == 1
     await scene.drain()
 
 
@@ -84,7 +84,7 @@ async def test_an_early_certificate_is_kept_beside_the_one_of_the_complete_order
 async def test_an_early_certificate_is_not_taken_for_the_final_one(scene: Scene) -> None:
     order = scene.order("retiring")
     await scene.drain()
-    assert scene.wire.count("certificate") == 0
+    assert scene.proxy.count("certificate") == 0
     scene.lune.move_order(order.id, "complete")
     await scene.drain()
     [version] = (await detail(scene, order.id)).certificates
@@ -115,8 +115,8 @@ async def test_a_status_nobody_documents_is_kept_and_followed(scene: Scene) -> N
     found = await detail(scene, order.id)
     assert found.order.status == "settling"
     assert found.order.next_check_at is not None
-    assert [(odd.kind, odd.served) for odd in found.anomalies] == [("unknown_status", "settling")]
-    assert len(events(scene.log_text(), "order is odd")) == 1
+    assert [(one.kind, one.served) for one in found.anomalies] == [("unknown_status", "settling")]
+    assert len(events(scene.log_text(), "order anomaly")) == 1
     scene.lune.faults.clear()
     scene.lune.move_order(order.id, "complete")
     await scene.drain()
@@ -126,7 +126,7 @@ async def test_a_status_nobody_documents_is_kept_and_followed(scene: Scene) -> N
 
 @fault("A14")
 @pytest.mark.parametrize("before", ["received", "placed", "paid", "retiring"])
-async def test_a_complete_order_that_goes_back_is_odd_and_not_harvested_again(
+async def test_a_complete_order_that_goes_back_is_an_anomaly_and_not_harvested_again(
     scene: Scene, before: str
 ) -> None:
     order = scene.order()
@@ -136,9 +136,9 @@ async def test_a_complete_order_that_goes_back_is_odd_and_not_harvested_again(
         await scene.drain()
     found = await detail(scene, order.id)
     assert (found.order.status, found.order.certificate_state) == ("complete", "stored")
-    assert [(odd.served, odd.count) for odd in found.anomalies] == [(before, 3)]
+    assert [(one.served, one.count) for one in found.anomalies] == [(before, 3)]
     assert found.order.next_check_at is not None
-    assert scene.wire.count("certificate") == 1
+    assert scene.proxy.count("certificate") == 1
     scene.lune.move_order(order.id, "complete")
     await scene.drain()
     found = await detail(scene, order.id)
@@ -157,7 +157,7 @@ async def test_statuses_nobody_saw_are_not_invented(scene: Scene) -> None:
 @fault("A16")
 @pytest.mark.parametrize("newer", [0, 110])
 @pytest.mark.parametrize(("ended", "later"), [("cancelled", "complete"), ("failed", "paid")])
-async def test_an_ended_order_that_goes_on_is_recorded_as_odd(
+async def test_an_ended_order_that_goes_on_is_recorded_as_an_anomaly(
     scene: Scene, newer: int, ended: str, later: str
 ) -> None:
     order = scene.order(ended)
@@ -166,16 +166,16 @@ async def test_an_ended_order_that_goes_on_is_recorded_as_odd(
         scene.order("cancelled", tonnes="1")
     await scene.drain()
     scene.lune.move_order(order.id, later)
-    async with quick(scene) as one:
-        one.later(INTERVAL)
-        swept = await one.sweep()
+    async with instant_harvest(scene) as harvest:
+        harvest.later(INTERVAL)
+        swept = await harvest.sweep()
     assert swept.anomalies == (0 if newer else 1)  # the daemon reads the newest page ...
     assert (await scene.drain()).swept.anomalies == 1  # ... a drain all of them
     found = await detail(scene, order.id)
     assert found.order.status == ended
-    assert [(odd.kind, odd.served) for odd in found.anomalies] == [("after_the_end", later)]
+    assert [(one.kind, one.served) for one in found.anomalies] == [("after_the_end", later)]
     assert found.order.next_check_at is not None
-    assert [(one.from_status, one.to_status) for one in found.transitions] == [(None, ended)]
+    assert [(one.before, one.after) for one in found.transitions] == [(None, ended)]
 
 
 @fault("A27")
@@ -190,8 +190,8 @@ async def test_a_server_that_lives_in_the_future_plans_nothing(scene: Scene) -> 
         head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: %d" % len(body), head)
         await exchange.say(head + b"\r\n\r\n" + body)
 
-    filed, followed = scene.order("complete"), scene.order("placed")
-    scene.wire.script(ahead, "orders", times=math.inf)
+    complete, followed = scene.order("complete"), scene.order("placed")
+    scene.proxy.script(ahead, "orders", times=math.inf)
     assert (await scene.drain()).unfinished == []
     row = (await detail(scene, followed.id)).order
     now = datetime.now(UTC)
@@ -200,4 +200,4 @@ async def test_a_server_that_lives_in_the_future_plans_nothing(scene: Scene) -> 
     assert row.next_check_at is not None
     assert row.next_check_at < now + timedelta(hours=6)
     [name] = scene.home.files()
-    assert filed.id in name
+    assert complete.id in name

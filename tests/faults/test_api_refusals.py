@@ -15,9 +15,9 @@ from harvester.domain.errors import KeyRefused, RateLimited
 from harvester.runtime.drain import Drain
 from tests.acceptance.harness import events, until
 from tests.faults.catalogue import fault
-from tests.faults.quick import chain, detail, quick, summary
+from tests.faults.instant_harvest import chain, detail, instant_harvest, statistics
+from tests.faults.proxy import Answer, Exchange, response, saying, through
 from tests.faults.scene import Scene
-from tests.faults.wire import Answer, Exchange, response, saying, through
 
 TOO_FAST = response(429, b"Too many requests, please try again later.", "text/plain")
 CHALLENGE = b"<!DOCTYPE html><title>Just a moment...</title>"
@@ -37,11 +37,11 @@ def for_account(account_id: str, answer: Answer) -> Answer:
 async def test_a_429_without_advice_makes_every_request_pause_ever_longer(scene: Scene) -> None:
     scene.home.configure(lune__accounts=["default"])
     order = scene.order("placed")
-    scene.wire.script(saying(TOO_FAST), "orders", times=3)
-    async with quick(scene) as one:
-        report = await one.sweep()
-        assert one.harvest.rate_limiter.pauses == 3
-        assert 1 + 2 + 4 <= one.time.now < 1 + 2 + 4 + 3 + 1  # a second of jitter each
+    scene.proxy.script(saying(TOO_FAST), "orders", times=3)
+    async with instant_harvest(scene) as harvest:
+        report = await harvest.sweep()
+        assert harvest.app.rate_limiter.pauses == 3
+        assert 1 + 2 + 4 <= harvest.time.now < 1 + 2 + 4 + 3 + 1  # a second of jitter each
     assert (report.new, report.failed) == (1, {})
     assert await chain(scene, order.id) == [(None, "placed")]
 
@@ -52,12 +52,12 @@ async def test_a_429_without_end_leaves_the_orders_as_they_are(scene: Scene) -> 
     order = scene.order("placed")
     await scene.drain()
     scene.lune.move_order(order.id, "paid")
-    scene.wire.script(saying(TOO_FAST), times=math.inf)
-    asked = scene.wire.count()
-    async with quick(scene) as one:
+    scene.proxy.script(saying(TOO_FAST), times=math.inf)
+    asked = scene.proxy.count()
+    async with instant_harvest(scene) as harvest:
         with pytest.raises(RateLimited):
-            await one.sweep()
-    assert scene.wire.count() - asked == 10
+            await harvest.sweep()
+    assert scene.proxy.count() - asked == 10
     assert await chain(scene, order.id) == [(None, "placed")]
 
 
@@ -83,37 +83,37 @@ async def test_a_retry_after_is_kept_within_reason(
 ) -> None:
     if advice == "in 20 s":
         advice = formatdate(time.time() + 20, usegmt=True)
-    scene.wire.script(saying(response(429, Retry_After=advice)))
-    async with quick(scene) as one:
-        await one.harvest.lune.fetch_own_account()
-        assert shortest <= one.time.now <= longest + 0.1
+    scene.proxy.script(saying(response(429, Retry_After=advice)))
+    async with instant_harvest(scene) as harvest:
+        await harvest.app.lune.fetch_own_account()
+        assert shortest <= harvest.time.now <= longest + 0.1
 
 
 @fault("A2")
 async def test_a_pause_of_minutes_is_left_at_once_when_it_is_cancelled(scene: Scene) -> None:
-    scene.wire.script(saying(response(429, Retry_After="300")), times=math.inf)
+    scene.proxy.script(saying(response(429, Retry_After="300")), times=math.inf)
     drain = asyncio.create_task(scene.drain())
-    await until(lambda: "asked again" in scene.log_text())
+    await until(lambda: "request repeated" in scene.log_text())
     began = time.monotonic()
     drain.cancel()
     with pytest.raises(asyncio.CancelledError):
         await drain
     assert time.monotonic() - began < 5
-    assert scene.wire.count() == 1
+    assert scene.proxy.count() == 1
 
 
 @fault("A3")
 async def test_a_429_for_one_account_slows_the_whole_key(scene: Scene) -> None:
     own, other = scene.lune.accounts
-    scene.wire.script(for_account(other.id, saying(TOO_FAST)), times=math.inf)
-    async with quick(scene) as one:
-        mine, theirs = await one.harvest.lune.fetch_accounts()
+    scene.proxy.script(for_account(other.id, saying(TOO_FAST)), times=math.inf)
+    async with instant_harvest(scene) as harvest:
+        mine, theirs = await harvest.app.lune.fetch_accounts()
         assert (mine.id, theirs.id) == (own.id, other.id)
         with pytest.raises(RateLimited):
-            await one.harvest.lune.fetch_orders(theirs)
-        began = one.time.now
-        await one.harvest.lune.fetch_orders(mine)
-        assert one.time.now - began > 30
+            await harvest.app.lune.fetch_orders(theirs)
+        began = harvest.time.now
+        await harvest.app.lune.fetch_orders(mine)
+        assert harvest.time.now - began > 30
 
 
 @fault("A4")
@@ -137,18 +137,18 @@ async def test_a_5xx_is_a_fault_of_the_moment_and_its_body_no_order(
     status, body, media = bodies.get(str(kind), (502, CHALLENGE * 2000, "text/html"))
     status = kind if isinstance(kind, int) else status
     bad = saying(response(status, body, media, CF_RAY="8a1b2c-LHR"))
-    scene.wire.script(bad, "orders", times=math.inf)
-    async with quick(scene) as one:
-        one.later(timedelta(minutes=20))
-        [reason] = (await one.sweep()).failed.values()
+    scene.proxy.script(bad, "orders", times=math.inf)
+    async with instant_harvest(scene) as harvest:
+        harvest.later(timedelta(minutes=20))
+        [reason] = (await harvest.sweep()).failed.values()
         assert f"status {status}" in reason
         assert "CF-Ray 8a1b2c-LHR" in reason
         assert len(reason) < 400
-        scene.wire.clear()
-        one.later(timedelta(minutes=20))
-        assert (await one.sweep()).failed == {}
+        scene.proxy.clear()
+        harvest.later(timedelta(minutes=20))
+        assert (await harvest.sweep()).failed == {}
     assert await chain(scene, order.id) == [(None, "placed")]
-    [line] = events(scene.log_text(), "account not swept")
+    [line] = events(scene.log_text(), "sweep failed")
     assert line["cf_ray"] == "8a1b2c-LHR"
     await scene.drain()
 
@@ -160,12 +160,12 @@ async def test_a_web_page_in_place_of_an_answer_is_never_taken_for_one(
 ) -> None:
     order = scene.order()
     portal = saying(response(200, b"<html>Welcome to the guest network</html>", "text/html"))
-    scene.wire.script(portal, endpoint, times=math.inf)
-    async with quick(scene) as one:
-        lines = (await one.drain()).unfinished
+    scene.proxy.script(portal, endpoint, times=math.inf)
+    async with instant_harvest(scene) as harvest:
+        lines = (await harvest.drain()).unfinished
     assert any("content type" in line or "served as 'text/html'" in line for line in lines)
     assert scene.home.files() == set()
-    scene.wire.clear()
+    scene.proxy.clear()
     assert (await scene.drain()).unfinished == []
     assert await chain(scene, order.id) == [(None, "complete")]
 
@@ -174,19 +174,19 @@ async def test_a_web_page_in_place_of_an_answer_is_never_taken_for_one(
 async def test_a_challenge_from_the_edge_does_not_refuse_the_key(scene: Scene) -> None:
     scene.home.configure(lune__accounts=["default"])
     order = scene.order("placed")
-    scene.wire.script(
+    scene.proxy.script(
         saying(response(403, CHALLENGE, "text/html", CF_RAY="8a-LHR")), "orders", times=math.inf
     )
-    async with quick(scene) as one:
-        [reason] = (await one.sweep()).failed.values()
+    async with instant_harvest(scene) as harvest:
+        [reason] = (await harvest.sweep()).failed.values()
         assert "in front of Lune" in reason
-        assert not one.harvest.lune.key_refused
-        assert scene.wire.count("orders") == 4
-        await one.sweep()
-        assert scene.wire.count("orders") == 4  # later, not at once
-        scene.wire.clear()
-        one.later(timedelta(minutes=6))
-        assert (await one.sweep()).new == 1
+        assert not harvest.app.lune.key_refused
+        assert scene.proxy.count("orders") == 4
+        await harvest.sweep()
+        assert scene.proxy.count("orders") == 4  # later, not at once
+        scene.proxy.clear()
+        harvest.later(timedelta(minutes=6))
+        assert (await harvest.sweep()).new == 1
     await scene.drain()
     assert await chain(scene, order.id) == [(None, "placed")]
 
@@ -198,12 +198,12 @@ async def test_a_refused_key_stops_every_request_and_changes_no_order(scene: Sce
     for order in orders:
         scene.lune.move_order(order.id, "paid")
     scene.lune.faults.add("revoked-key")
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         for _ in range(3):
-            asked = scene.wire.count()
+            asked = scene.proxy.count()
             with pytest.raises(KeyRefused):
-                await Drain(harvest).run()
-        assert scene.wire.count() == asked
+                await Drain(app).run()
+        assert scene.proxy.count() == asked
     ran = await scene.command("run", "--drain")
     assert ran.code == 77
     for order in orders:
@@ -217,12 +217,12 @@ async def test_a_key_that_was_replaced_in_its_file_is_taken_up(scene: Scene) -> 
     key_file.write_text("canary-of-an-old-key")
     scene.secrets.append("canary-of-an-old-key")
     scene.order()
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         with pytest.raises(KeyRefused):
-            await Drain(harvest).run()
+            await Drain(app).run()
         key_file.write_text(good)
-        await harvest.lune.probe()
-        assert (await Drain(harvest).run()).collected.stored == 1
+        await app.lune.probe()
+        assert (await Drain(app).run()).collected.stored == 1
 
 
 @fault("A8")
@@ -231,12 +231,12 @@ async def test_a_401_for_one_account_parks_that_account_alone(scene: Scene) -> N
     mine = scene.order(account_id=own.id)
     theirs = scene.order(account_id=other.id)
     refusal = b'{"error": {"error_code": "unauthorised", "message": "no"}}'
-    scene.wire.script(for_account(other.id, saying(response(401, refusal))), times=math.inf)
+    scene.proxy.script(for_account(other.id, saying(response(401, refusal))), times=math.inf)
     report = await scene.drain()
     assert list(report.swept.parked) == [other.id]
     assert (await detail(scene, mine.id)).order.certificate_state == "stored"
-    assert (await summary(scene)).by_status == {"complete": 1}
-    scene.wire.clear()
+    assert (await statistics(scene)).by_status == {"complete": 1}
+    scene.proxy.clear()
     assert (await scene.drain()).unfinished == []
     assert (await detail(scene, theirs.id)).order.certificate_state == "stored"
 
@@ -257,13 +257,13 @@ async def test_a_request_is_tried_by_one_layer_alone(
 ) -> None:
     scene.home.configure(lune__accounts=["default"])
     scene.order()
-    scene.wire.script(answer, endpoint, times=math.inf)
+    scene.proxy.script(answer, endpoint, times=math.inf)
     if endpoint == "certificate" and tries == 2:
         tries = 1  # whatever came is looked at as a certificate, and kept
-    async with quick(scene) as one:
+    async with instant_harvest(scene) as harvest:
         for _ in range(3):  # what was tried in vain is due later, however often somebody looks
-            await one.sweep()
-            await one.collect()
-    assert scene.wire.count(endpoint) == tries
-    scene.wire.clear()
+            await harvest.sweep()
+            await harvest.collect()
+    assert scene.proxy.count(endpoint) == tries
+    scene.proxy.clear()
     await scene.drain()

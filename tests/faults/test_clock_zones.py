@@ -10,8 +10,8 @@ import pytest
 
 from harvester.context import Stop
 from tests.faults.catalogue import fault
+from tests.faults.proxy import changed
 from tests.faults.scene import Scene
-from tests.faults.wire import changed
 from tests.integration.test_daemon import Steps, daemon_of
 
 TICK = 0.2
@@ -41,7 +41,7 @@ async def test_a_time_zone_changes_no_instant_and_no_folder(
     instant = b'"created_at": "2026-03-31T23:30:00Z"'
     order = scene.order()
     pattern = rb'"created_at": ?"[^"]*"'
-    scene.wire.script(changed(lambda body: re.sub(pattern, instant, body)), "orders", 100)
+    scene.proxy.script(changed(lambda body: re.sub(pattern, instant, body)), "orders", 100)
     monkeypatch.setenv("TZ", "Pacific/Auckland")
     assert (await scene.command("run", "--drain")).code == 0
     monkeypatch.setenv("TZ", "America/New_York")
@@ -65,7 +65,7 @@ async def test_an_order_created_in_a_leap_second_stops_nobody(scene: Scene) -> N
         place = min(re.finditer(pattern, body), key=lambda found: abs(found.start() - at))
         return body[: place.start()] + leap + body[place.end() :]
 
-    scene.wire.script(changed(created_in_it), "orders")
+    scene.proxy.script(changed(created_in_it), "orders")
     await scene.drain()
     assert any(order.id in name for name in scene.home.files())
     await scene.drain()

@@ -13,7 +13,7 @@ from harvester.ledger.accounts import read_accounts
 from harvester.runtime.drain import Drain
 from tests.acceptance.harness import events
 from tests.faults.catalogue import fault
-from tests.faults.disks import fill, query, remount, run_struck, small_disk
+from tests.faults.disks import fill, query, remount, run_with_fault, small_disk
 from tests.faults.scene import Scene
 
 
@@ -29,22 +29,22 @@ async def test_a_ledger_on_a_full_disk_stays_whole_and_goes_on_when_there_is_roo
     ledger_disk: Path, scene: Scene
 ) -> None:
     scene.order()
-    async with scene.open() as harvest:
-        await Drain(harvest).run()
+    async with scene.open() as app:
+        await Drain(app).run()
         for _ in range(200):
             scene.order("paid")
         ballast = fill(ledger_disk)
         with pytest.raises(LedgerUnavailable):
-            await Drain(harvest).run()
-        assert len(await read_accounts(harvest.database)) == 2  # readers go on
+            await Drain(app).run()
+        assert len(await read_accounts(app.database)) == 2  # readers go on
         migrate.check_integrity(scene.home.ledger)
         ballast.unlink()
-        assert (await Drain(harvest).run()).swept.new > 0
+        assert (await Drain(app).run()).swept.new > 0
     assert query(scene, "SELECT count(*) FROM orders") == [(201,)]
 
 
 @fault("D4")
-async def test_a_disk_turned_read_only_under_the_ledger_is_told_of_and_waited_for(
+async def test_a_disk_turned_read_only_under_the_ledger_is_reported_and_waited_for(
     ledger_disk: Path, scene: Scene
 ) -> None:
     scene.order()
@@ -68,7 +68,7 @@ async def owing_with_syncs(scene: Scene) -> tuple[str, int]:
     first, second = scene.order("placed"), scene.order("placed")
     await scene.drain()
     scene.lune.move_order(first.id, "complete")
-    _, counted = await run_struck(scene, "--only=fdatasync")
+    _, counted = await run_with_fault(scene, "--only=fdatasync")
     scene.lune.move_order(second.id, "complete")
     return second.id, counted["calls"]
 
@@ -78,17 +78,17 @@ async def test_a_commit_that_fails_after_its_file_was_stored_is_not_acknowledged
     scene: Scene,
 ) -> None:
     order, syncs = await owing_with_syncs(scene)
-    strike = ("--only=fdatasync", f"--at={syncs - 2}", "--strike=EIO", "--ever")
-    ran, struck = await run_struck(scene, *strike)
-    assert struck["hit"] == f"fdatasync {scene.home.ledger}-wal"
+    fault_options = ("--only=fdatasync", f"--at={syncs - 2}", "--fault=EIO", "--ever")
+    ran, report = await run_with_fault(scene, *fault_options)
+    assert report["hit"] == f"fdatasync {scene.home.ledger}-wal"
     assert ran.code == 1
     assert "the ledger could not be used" in ran.err
-    assert order not in str(events(ran.err, "certificate filed"))
+    assert order not in str(events(ran.err, "certificate stored"))
     assert len(scene.home.files()) == 2
     # Written but perhaps not durable, the row may be there or not; the file is not fetched again.
-    asked = scene.wire.count("certificate")
+    asked = scene.proxy.count("certificate")
     await scene.drain()
-    assert scene.wire.count("certificate") == asked
+    assert scene.proxy.count("certificate") == asked
     assert query(scene, "SELECT count(*) FROM files") == [(2,)]
 
 
@@ -97,13 +97,12 @@ async def test_a_checkpoint_that_fails_at_the_end_costs_nothing_that_was_acknowl
     scene: Scene,
 ) -> None:
     _, syncs = await owing_with_syncs(scene)
-    strike = ("--only=fdatasync", f"--at={syncs - 1}", "--strike=EIO", "--ever")
-    ran, struck = await run_struck(scene, *strike)
-    assert struck["hit"]
+    fault_options = ("--only=fdatasync", f"--at={syncs - 1}", "--fault=EIO", "--ever")
+    ran, report = await run_with_fault(scene, *fault_options)
+    assert report["hit"]
     assert ran.code == 0
     log = scene.home.ledger.with_name(f"{scene.home.ledger.name}-wal")
     assert log.exists()  # what could not be folded in is no damage
-    report = await scene.drain()
-    assert report.collected.stored == 0
+    assert (await scene.drain()).collected.stored == 0
     assert not log.exists()
     assert query(scene, "SELECT count(*) FROM files") == [(2,)]

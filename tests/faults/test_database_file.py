@@ -70,7 +70,7 @@ async def test_a_damaged_ledger_is_refused_untouched_with_what_to_do(
     backup = scene.home.folder / "backup.db"
     migrate.backup(scene.home.ledger, backup)
     damage(scene.home.ledger)
-    before, asked = contents(scene.home.ledger.parent), scene.wire.count()
+    before, asked = contents(scene.home.ledger.parent), scene.proxy.count()
     ran = await scene.command("run", "--drain")
     assert ran.code == 1
     assert f"Error: {scene.home.ledger}" in ran.err
@@ -79,7 +79,7 @@ async def test_a_damaged_ledger_is_refused_untouched_with_what_to_do(
     with pytest.raises(LedgerDamaged):
         await scene.drain()
     assert contents(scene.home.ledger.parent) == before
-    assert scene.wire.count() == asked
+    assert scene.proxy.count() == asked
     backup.replace(scene.home.ledger)
     scene.order()
     assert (await scene.drain()).collected.stored == 1
@@ -103,7 +103,7 @@ async def test_a_ledger_deleted_or_replaced_under_a_daemon_ends_it_before_its_ne
     scene.home.configure(harvest__sweep_interval="500ms")
     scene.order()
     async with scene.home.daemon() as daemon:
-        await until(lambda: daemon.events("certificate filed"))
+        await until(lambda: daemon.events("certificate stored"))
         change(scene.home.ledger)
         await until(lambda: daemon.ended, 30)
         ended = await daemon.result()
@@ -142,12 +142,12 @@ async def test_a_ledger_of_a_newer_release_exits_78_before_anything_is_written(
     scene.order()
     await scene.drain()
     query_and_commit(scene, "UPDATE alembic_version SET version_num = '9999'")
-    before, asked = scene.home.ledger.read_bytes(), scene.wire.count()
+    before, asked = scene.home.ledger.read_bytes(), scene.proxy.count()
     ran = await scene.command("run", "--drain")
     assert ran.code == 78
     assert "newer than this release" in ran.err
     assert scene.home.ledger.read_bytes() == before
-    assert scene.wire.count() == asked
+    assert scene.proxy.count() == asked
 
 
 def query_and_commit(scene: Scene, statement: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import LedgerUnavailable
 from harvester.ledger import migrate
@@ -42,48 +41,40 @@ async def test_a_drain_waits_for_another_program_to_let_the_ledger_go(scene: Sce
 
 
 @fault("D1")
-async def test_a_program_that_keeps_the_ledger_is_told_of_and_nothing_is_lost(
+async def test_a_program_that_keeps_the_ledger_is_reported_and_nothing_is_lost(
     scene: Scene,
 ) -> None:
     await scene.drain()
     scene.order()
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         with closing(stranger(scene.home.ledger)) as other:
             other.execute("BEGIN EXCLUSIVE")
             with pytest.raises(LedgerUnavailable, match="locked"):
-                await Drain(harvest).run()
-        assert (await Drain(harvest).run()).collected.stored == 1
+                await Drain(app).run()
+        assert (await Drain(app).run()).collected.stored == 1
 
 
 @fault("D2")
 async def test_a_write_has_the_ledger_to_itself_from_its_first_statement_on(scene: Scene) -> None:
     """So it never has to turn from reading to writing, which SQLite may refuse at any moment."""
     await scene.drain()
-    tried = []
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         with closing(stranger(scene.home.ledger)) as other:
-
-            async def work(connection: AsyncConnection) -> None:
-                await connection.execute(text("SELECT count(*) FROM orders"))
-                with pytest.raises(sqlite3.OperationalError, match="locked") as refused:
+            async with app.database.transaction() as tx:
+                await tx.execute(text("SELECT count(*) FROM orders"))
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
                     other.execute("BEGIN IMMEDIATE")
-                tried.append(refused.value)
-                await connection.execute(text("UPDATE accounts SET sweep_number = sweep_number"))
-
-            await harvest.database.write(work)
+                await tx.execute(text("UPDATE accounts SET sweep_number = sweep_number"))
             other.execute("BEGIN IMMEDIATE")
-    assert tried
 
 
 async def beat_while_writing(ledger: Path) -> None:
     """Write and fold in while the loop looks at the clock; print its longest pause."""
     database = Database(ledger)
 
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(text("UPDATE accounts SET sweep_number = sweep_number + 1"))
-
     async def write() -> None:
-        await database.write(work)
+        async with database.transaction() as tx:
+            await tx.execute(text("UPDATE accounts SET sweep_number = sweep_number + 1"))
         await database.checkpoint()
 
     writing = asyncio.create_task(write())
@@ -114,13 +105,13 @@ async def test_a_log_that_a_reader_made_grow_shrinks_once_the_reader_is_gone(sce
     log = scene.home.ledger.with_name(f"{scene.home.ledger.name}-wal")
     for _ in range(300):
         scene.order("paid")
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         with closing(stranger(scene.home.ledger)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM orders").fetchall()
-            assert (await Drain(harvest).run()).swept.new == 300
+            assert (await Drain(app).run()).swept.new == 300
             assert log.stat().st_size > 100_000
-        await harvest.database.checkpoint()
+        await app.database.checkpoint()
         assert log.stat().st_size == 0
     assert not log.exists()
 
@@ -129,12 +120,12 @@ async def test_a_log_that_a_reader_made_grow_shrinks_once_the_reader_is_gone(sce
 async def test_a_listing_that_is_read_slowly_keeps_no_view_open(scene: Scene) -> None:
     for _ in range(3):
         scene.order("paid")
-    async with scene.open() as harvest:
-        await Drain(harvest).run()
+    async with scene.open() as app:
+        await Drain(app).run()
         log = scene.home.ledger.with_name(f"{scene.home.ledger.name}-wal")
-        async for _ in recorded_certificates(harvest.database):
+        async for _ in recorded_certificates(app.database):
             pass
-        await harvest.database.checkpoint()
+        await app.database.checkpoint()
         assert log.stat().st_size == 0
 
 
@@ -159,9 +150,9 @@ async def test_one_connection_can_write_the_ledger_however_much_is_asked_at_once
 ) -> None:
     for _ in range(20):
         scene.order()
-    async with scene.open() as harvest:
-        await Drain(harvest).run()
-        await asyncio.gather(*(read_accounts(harvest.database) for _ in range(20)))
+    async with scene.open() as app:
+        await Drain(app).run()
+        await asyncio.gather(*(read_accounts(app.database) for _ in range(20)))
         assert writable_descriptors(scene.home.ledger) == 1
         migrate.require_current(scene.home.ledger)
 

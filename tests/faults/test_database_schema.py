@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from argparse import Namespace
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from harvester.ledger.sql import SqlLedger
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from harvester.domain.orders import EVERYTHING
 from harvester.ledger import migrate
+from harvester.ledger.accounts import due_accounts, parked_accounts, read_accounts
+from harvester.ledger.certificates import (
+    count_missing_certificates,
+    due_certificates,
+    missing_certificates,
+)
 from harvester.ledger.database import Database
+from harvester.ledger.hints import hinted_accounts
+from harvester.ledger.schedule import due_checks, earliest_due, newest_positions, open_orders
+from tests.acceptance.harness import Ran
+from tests.faults import next_release
 from tests.faults.catalogue import fault
-from tests.faults.disks import run_struck
+from tests.faults.disks import run_with_fault
+from tests.faults.next_release import go_back, next_migrations
 from tests.faults.scene import Scene
 
 ORDERS = 20_000
@@ -29,46 +37,50 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 KILLS = 4
 
 
-def make_oldest(ledger: Path) -> None:
-    """Make a ledger of the first release, with an account in it."""
-    ledger.parent.mkdir(mode=0o700)
-    config = Config(cmd_opts=Namespace(x=[f"url=sqlite:///{ledger}"]))
-    config.set_main_option("script_location", str(migrate.migrations_folder()))
-    command.upgrade(config, migrate.revisions()[0])
-    ledger.chmod(0o600)
-
-
 @fault("D13")
 async def test_an_upgrade_killed_at_any_call_leaves_the_old_ledger_or_the_new_one(
     scene: Scene,
 ) -> None:
-    make_oldest(scene.home.ledger)
-    oldest = shutil.copyfile(scene.home.ledger, scene.home.folder / "oldest.db")
-    whole, counted = await run_struck(scene, arguments=("db", "upgrade"))
-    assert whole.code == 0
+    scene.order("placed")
+    await scene.drain()
+    ledger = scene.home.ledger
+    oldest = shutil.copyfile(ledger, scene.home.folder / "oldest.db")
+    migrations = next_migrations(scene.home.folder / "migrations")
+    upgrade = (sys.executable, next_release.__file__)
+
+    async def run(*fault: str) -> tuple[Ran, dict[str, Any]]:
+        return await run_with_fault(scene, *fault, arguments=(ledger, migrations), program=upgrade)
+
+    whole, counted = await run()
+    assert whole.code == 0, whole.err
     revisions = set()
     for kill in range(KILLS):
-        shutil.rmtree(scene.home.ledger.parent)
-        scene.home.ledger.parent.mkdir(mode=0o700)
-        shutil.copyfile(oldest, scene.home.ledger)
+        shutil.rmtree(ledger.parent)
+        ledger.parent.mkdir(mode=0o700)
+        shutil.copyfile(oldest, ledger)
         at = 1 + kill * (counted["calls"] - 1) // (KILLS - 1)
-        ran, _ = await run_struck(scene, f"--at={at}", "--strike=KILL", arguments=("db", "upgrade"))
+        ran, _ = await run(f"--at={at}", "--fault=KILL")
         assert ran.code == -9
-        migrate.settle(scene.home.ledger)  # as the next start does first
-        revisions.add(migrate.current(scene.home.ledger))
-        migrate.check_integrity(scene.home.ledger)
-        for backup in scene.home.ledger.parent.glob("[!.]*.before-*"):
-            assert migrate.current(backup) == migrate.revisions()[0]
-    assert revisions == {migrate.revisions()[0], migrate.head()}
-    shutil.copyfile(oldest, scene.home.ledger)
-    (scene.home.ledger.parent / f".{scene.home.ledger.name}.before-x.part").touch()
+        migrate.settle(ledger)  # as the next start does first
+        revisions.add(migrate.current(ledger, migrations))
+        migrate.check_integrity(ledger)
+        for backup in ledger.parent.glob("[!.]*.before-*"):
+            assert migrate.current(backup) == migrate.head()
+    assert revisions == {migrate.head(), migrate.head(migrations)}
+    shutil.copyfile(oldest, ledger)
+    (ledger.parent / f".{ledger.name}.before-x.part").touch()
+    ledger.chmod(0o600)
+    went_on, _ = await run()
+    assert went_on.code == 0, went_on.err
+    assert migrate.current(ledger, migrations) == migrate.head(migrations)
+    go_back(ledger)
     scene.order()
     assert (await scene.drain()).collected.stored == 1
-    assert not list(scene.home.ledger.parent.glob("*.part*"))
+    assert not list(ledger.parent.glob("*.part*"))
 
 
 def fill(ledger: Path) -> None:
-    """Write years of orders in five accounts: most complete and filed, one in fifty open."""
+    """Write years of orders in five accounts: most complete and stored, one in fifty open."""
     accounts = [(f"acct{number}",) for number in range(5)]
     with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
         connection.execute("BEGIN")
@@ -114,19 +126,21 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-async def work_a_round(ledger: SqlLedger) -> None:
+async def work_a_round(database: Database) -> None:
     """Ask what a daemon asks at every turn, with nothing due."""
     horizon = NOW + timedelta(days=30)
-    await ledger.due_accounts(NOW, horizon)
-    await ledger.hinted_accounts(NOW)
-    await ledger.due_looks(NOW, horizon)
-    await ledger.parked_accounts()
-    await ledger.due_looks(NOW, horizon, [account.id for account in await ledger.accounts()])
-    await ledger.due_certificates(NOW, horizon, 200)
-    await ledger.earliest_due(EVERYTHING)
-    await ledger.count_missing_certificates(EVERYTHING)
-    await ledger.missing_certificates(EVERYTHING)
-    await ledger.open_orders(EVERYTHING)
+    await due_accounts(database, NOW, horizon)
+    await hinted_accounts(database, NOW)
+    checks = await due_checks(database, NOW, horizon)
+    await newest_positions(database, checks.keys())
+    await parked_accounts(database)
+    accounts = [account.id for account in await read_accounts(database)]
+    await due_checks(database, NOW, horizon, accounts)
+    await due_certificates(database, NOW, horizon, 200)
+    await earliest_due(database, EVERYTHING)
+    await count_missing_certificates(database, EVERYTHING)
+    await missing_certificates(database, EVERYTHING)
+    await open_orders(database, EVERYTHING)
 
 
 @fault("D18")
@@ -138,7 +152,7 @@ async def test_a_turn_of_the_daemon_reads_what_is_due_and_not_years_of_orders(
     fill(path)
     database = Database(path, readonly=True)
     with statements() as asked:
-        await work_a_round(SqlLedger(database))
+        await work_a_round(database)
     await database.close()
     assert len(asked) > 8
     with closing(sqlite3.connect(path)) as connection:

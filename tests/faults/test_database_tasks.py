@@ -6,6 +6,7 @@ import asyncio
 import random
 import sys
 
+from harvester.runtime.drain import Drain
 from tests.faults.catalogue import fault
 from tests.faults.scene import Scene
 
@@ -23,7 +24,6 @@ def wound(frame, event, _):
             raise MemoryError("wounded")
     return wound
 threading.settrace(wound)
-from harvester.runtime.drain import Drain
 from harvester.cli import main
 main()
 """
@@ -34,13 +34,13 @@ async def test_a_drain_cancelled_at_any_moment_leaves_whole_transactions(scene: 
     dice = random.Random(15)
     for _ in range(40):
         scene.order()
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         for _ in range(15):
-            drain = asyncio.create_task(Drain(harvest).run())
+            drain = asyncio.create_task(Drain(app).run())
             await asyncio.sleep(dice.uniform(0, 0.15))  # the moment is the point
             drain.cancel()
             await asyncio.gather(drain, return_exceptions=True)
-        report = await Drain(harvest).run()
+        report = await Drain(app).run()
     assert report.unfinished == []
     assert len(scene.home.files()) == 40
 

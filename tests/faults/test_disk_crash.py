@@ -10,7 +10,7 @@ import pytest
 
 from tests.acceptance.harness import HARVESTER, events
 from tests.faults.catalogue import fault
-from tests.faults.disks import Command, query, run_struck, strace
+from tests.faults.disks import Command, query, run_with_fault, strace
 from tests.faults.scene import Scene
 
 LEFT = 10_000
@@ -30,21 +30,21 @@ async def owing(scene: Scene) -> str:
     [("fsync", 2), ("linkat", 1), ("fsync", 3), ("unlinkat", 1), ("fdatasync", 1)],
     ids=["unsynced", "unlinked", "linked", "synced", "unrecorded"],
 )
-async def test_killed_between_two_steps_the_next_drain_files_it_once(
+async def test_killed_between_two_steps_the_next_drain_stores_it_once(
     scene: Scene, call: str, at: int
 ) -> None:
     await owing(scene)
-    ran, struck = await run_struck(scene, f"--only={call}", f"--at={at}", "--strike=KILL")
-    assert struck["hit"], ran.err
+    ran, report = await run_with_fault(scene, f"--only={call}", f"--at={at}", "--fault=KILL")
+    assert report["hit"], ran.err
     assert ran.code == -9
     await scene.drain()
-    assert query(scene, "SELECT version, key FROM files") == [
+    assert query(scene, "SELECT version, path FROM files") == [
         (1, *scene.home.files()),
     ]
 
 
 @fault("F6")
-async def test_nothing_is_recorded_or_told_before_it_would_survive_a_power_cut(
+async def test_nothing_is_recorded_or_logged_before_it_would_survive_a_power_cut(
     scene: Scene,
 ) -> None:
     """The order of the calls: the file, its name, its folders, its row, and only then the word."""
@@ -69,7 +69,7 @@ async def test_nothing_is_recorded_or_told_before_it_would_survive_a_power_cut(
 def _lines(trace: Path, order: str) -> list[str]:
     """Return the calls up to the end of the program; what a log line says counts as one."""
     lines = trace.read_text("utf-8", errors="replace").splitlines()
-    return [re.sub(rf'"certificate filed.*{order}', "TOLD", line) for line in lines]
+    return [re.sub(rf'"certificate stored.*{order}', "TOLD", line) for line in lines]
 
 
 def _step(line: str, archive: Path, ledger: Path) -> str | None:
@@ -80,15 +80,15 @@ def _step(line: str, archive: Path, ledger: Path) -> str | None:
         return "sync file" if ".part>" in call else "sync folder"
     if f"<{ledger}-wal>" in call:
         return "sync ledger" if call.startswith("fdatasync(") else "write ledger"
-    return "tell" if "certificate filed" in call else None
+    return "tell" if "certificate stored" in call else None
 
 
 @fault("F12")
-async def test_ten_thousand_temporaries_of_crashes_are_swept_at_the_start(scene: Scene) -> None:
+async def test_ten_thousand_temporaries_of_crashes_are_removed_at_the_start(scene: Scene) -> None:
     await owing(scene)
     for number in range(LEFT):
         (scene.home.archive / ".incoming" / f"{number:032x}.part").touch()
     report = await scene.drain()
     assert report.collected.stored == 1
-    (swept,) = events(scene.log_text(), "temporaries swept")
+    (swept,) = events(scene.log_text(), "temporary files removed")
     assert swept["files"] == LEFT

@@ -26,7 +26,7 @@ LONGEST_NAME = 120
 def name_of(scene: Scene, order: Order) -> Path:
     """Return where an order's certificate is stored."""
     created = datetime.fromisoformat(str(scene.lune.document(order.id)["created_at"]))
-    return scene.home.archive / CertificateNames(DEFAULT_LAYOUT).key(
+    return scene.home.archive / CertificateNames(DEFAULT_LAYOUT).path(
         order.account_id, order.id, created, 1
     )
 
@@ -51,19 +51,19 @@ async def test_an_archive_swapped_under_a_running_harvester_takes_files_only_onc
     scene.order()
     outside = tmp_path / "outside"
     outside.mkdir()
-    async with scene.open() as harvest:
-        await Drain(harvest).run()
+    async with scene.open() as app:
+        await Drain(app).run()
         scene.home.archive.rename(tmp_path / "away")
         instead(scene.home.archive, outside)
         scene.order()
         for _ in range(2):  # the second round tries the archive before it asks for certificates
-            report = await Drain(harvest).run()
+            report = await Drain(app).run()
             assert report.collected.storage is not None
             assert str(scene.home.archive) in report.collected.storage
         assert list(outside.iterdir()) == []
         scene.home.archive.unlink(missing_ok=True)
         (tmp_path / "away").rename(scene.home.archive)
-        assert (await Drain(harvest).run()).collected.stored == 1
+        assert (await Drain(app).run()).collected.stored == 1
 
 
 @fault("F9")
@@ -87,7 +87,7 @@ async def test_a_harvester_that_starts_without_its_disk_begins_no_other_archive(
 
 
 @fault("F10")
-async def test_a_file_that_is_there_already_with_the_same_bytes_is_adopted(scene: Scene) -> None:
+async def test_a_file_that_is_there_already_with_the_same_bytes_is_recovered(scene: Scene) -> None:
     path = name_of(scene, order := scene.order())
     body = scene.lune.certificate(order.id)
     assert body is not None
@@ -107,7 +107,7 @@ async def test_a_file_that_is_there_already_with_other_bytes_is_left_alone(scene
     path.chmod(0o600)
     assert (await scene.drain()).collected.stored == 1
     assert path.read_bytes() == b"somebody's notes"
-    assert query(scene, "SELECT key FROM files") == [
+    assert query(scene, "SELECT path FROM files") == [
         (str(path.with_suffix(".v2.pdf").relative_to(scene.home.archive)),)
     ]
     scene.excuse("I1", "the foreign file is planted and stays")
@@ -119,8 +119,8 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-async def findings(harvest: App) -> list[Finding]:
-    report = await verify_archive(harvest.ledger, harvest.archive).run()
+async def findings(app: App) -> list[Finding]:
+    report = await verify_archive(app.database, app.archive)
     return [one.finding for one in report.discrepancies]
 
 
@@ -143,12 +143,12 @@ async def test_a_spoilt_file_is_found_kept_apart_and_had_again(
     whole = path.read_bytes()
     spoil(path)
     spoilt = path.read_bytes() if path.exists() else None
-    async with scene.open() as harvest:
-        report = await verify_archive(harvest.ledger, harvest.archive).run()
+    async with scene.open() as app:
+        report = await verify_archive(app.database, app.archive)
         assert [one.finding for one in report.discrepancies] == [finding]
-        await reopen(harvest.ledger, harvest.archive, report.discrepancies, utc_now())
-        await harvest.collector.run_once()
-        assert await findings(harvest) == []
+        await reopen(app.database, app.archive, report.discrepancies, utc_now())
+        await app.collector.run_once()
+        assert await findings(app) == []
     assert path.read_bytes() == whole
     kept = [one.read_bytes() for one in scene.home.archive.glob("quarantine/*.pdf")]
     assert kept == ([] if spoilt is None else [spoilt])
@@ -159,18 +159,18 @@ async def test_names_fit_every_file_system_and_ids_that_differ_in_case_only_shar
     scene: Scene,
 ) -> None:
     created = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
-    key = CertificateNames(DEFAULT_LAYOUT).key(
+    path = CertificateNames(DEFAULT_LAYOUT).path(
         "A" * 64, "B" * 64, created, 9_999_999_999, interim=True
     )
-    assert key.isascii()
-    assert max(len(part) for part in key.split("/")) <= LONGEST_NAME
+    assert path.isascii()
+    assert max(len(part) for part in path.split("/")) <= LONGEST_NAME
     # A file system that folds case answers the second of two such names as any that is taken.
-    async with scene.open() as harvest:
-        taken = CertificateNames(DEFAULT_LAYOUT).key("acct", "ORDER", created, 1)
-        assert await harvest.archive.put(taken, b"one") is not None
-        assert await harvest.archive.put(taken, b"two") is None
-        assert await harvest.archive.read(taken) == b"one"
-        assert await harvest.archive.remove_to_quarantine(taken, "a test's") is not None
+    async with scene.open() as app:
+        taken = CertificateNames(DEFAULT_LAYOUT).path("acct", "ORDER", created, 1)
+        assert await app.archive.put(taken, b"one") is not None
+        assert await app.archive.put(taken, b"two") is None
+        assert await app.archive.read(taken) == b"one"
+        assert await app.archive.remove_to_quarantine(taken, "a test's") is not None
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o022], ids=oct)

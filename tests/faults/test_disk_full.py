@@ -15,9 +15,9 @@ from harvester.domain.orders import OrderFilter
 from harvester.runtime.drain import Drain
 from tests.acceptance.harness import HARVESTER
 from tests.faults.catalogue import fault
-from tests.faults.disks import fill, query, remount, run_struck, small_disk
+from tests.faults.disks import fill, query, remount, run_with_fault, small_disk
+from tests.faults.proxy import changed
 from tests.faults.scene import Scene
-from tests.faults.wire import changed
 from tests.needs import need
 
 
@@ -57,25 +57,25 @@ TROUBLES = {
 
 @fault("F1", "F8", "F19")
 @pytest.mark.parametrize("name", TROUBLES)
-async def test_a_disk_that_takes_no_files_holds_up_filing_and_nothing_else(
+async def test_a_disk_that_takes_no_files_holds_up_storing_and_nothing_else(
     archive_disk: Path, scene: Scene, name: str
 ) -> None:
     trouble = TROUBLES[name]
     for _ in range(3):
         scene.order()
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         trouble.spoil(archive_disk)
-        report = await Drain(harvest).run()
+        report = await Drain(app).run()
         assert trouble.words in (report.collected.storage or "")
         assert (report.swept.new, report.collected.stored, len(report.missing)) == (3, 0, 3)
         assert [one.attempts for one in report.missing] == [0, 0, 0]  # no order is at fault
-        asked = scene.wire.count("certificate")
+        asked = scene.proxy.count("certificate")
         late = scene.order("paid")
-        report = await Drain(harvest).run()
+        report = await Drain(app).run()
         assert [one.order_id for one in report.open] == [late.id]
-        assert scene.wire.count("certificate") == asked  # not fetched to be thrown away
+        assert scene.proxy.count("certificate") == asked  # not fetched to be thrown away
         trouble.mend(archive_disk)
-        assert (await Drain(harvest).run()).collected.stored == 3
+        assert (await Drain(app).run()).collected.stored == 3
 
 
 @fault("F2", "F3", "F8", "F11", "F15")
@@ -96,27 +96,27 @@ async def test_a_step_of_storing_that_fails_leaves_no_file_and_no_row_and_is_don
     order = scene.order("placed")
     await scene.drain()
     scene.lune.move_order(order.id, "complete")
-    ran, strike = await run_struck(scene, f"--only={call}", f"--at={at}", f"--strike={error}")
-    assert strike["hit"].startswith(f"{call} ")
+    ran, report = await run_with_fault(scene, f"--only={call}", f"--at={at}", f"--fault={error}")
+    assert report["hit"].startswith(f"{call} ")
     assert ran.code == 3
     assert words in ran.err
     assert str(scene.home.archive) in ran.err
     assert scene.home.files() == set()
     assert not list((scene.home.archive / ".incoming").iterdir())
     assert (await scene.drain()).collected.stored == 1
-    assert scene.wire.count("certificate") == 2  # the whole of it was fetched again
+    assert scene.proxy.count("certificate") == 2  # the whole of it was fetched again
 
 
 @fault("F4")
 @pytest.mark.parametrize("at", [3, 5])
-async def test_a_file_whose_folder_is_not_synced_has_no_row_and_is_adopted(
+async def test_a_file_whose_folder_is_not_synced_has_no_row_and_is_recovered(
     scene: Scene, at: int
 ) -> None:
     order = scene.order("placed")
     await scene.drain()
     scene.lune.move_order(order.id, "complete")
-    ran, strike = await run_struck(scene, "--only=fsync", f"--at={at}", "--strike=EIO")
-    assert strike["hit"].startswith(f"fsync {scene.home.archive}")
+    ran, report = await run_with_fault(scene, "--only=fsync", f"--at={at}", "--fault=EIO")
+    assert report["hit"].startswith(f"fsync {scene.home.archive}")
     assert ran.code == 3
     assert "the disk reports errors (EIO)" in ran.err
     assert len(scene.home.files()) == 1
@@ -155,7 +155,7 @@ async def test_a_write_that_takes_only_a_part_is_not_taken_for_a_whole_one(scene
         padded = body[:end] + b"%" + b"x" * 2_000_000 + b"\n" + body[end:]
         return padded.replace(b"startxref\n%d" % end, b"startxref\n%d" % (end + 2_000_002))
 
-    scene.wire.script(changed(longer), "certificate", times=2)
+    scene.proxy.script(changed(longer), "certificate", times=2)
     # The first write takes a million bytes and says so; only the second one fails.
     limited = ("prlimit", "--fsize=1000000", HARVESTER)
     ran = await scene.home.run("run", "--drain", program=limited)

@@ -12,7 +12,7 @@ from tests.faults.scene import Scene
 
 
 @fault("F17")
-async def test_a_disk_that_is_slow_to_sync_holds_up_no_look_at_an_order(scene: Scene) -> None:
+async def test_a_disk_that_is_slow_to_sync_holds_up_no_check_of_an_order(scene: Scene) -> None:
     scene.home.configure(harvest__sweep_interval="500ms")
     strace()
     async with scene.home.daemon() as daemon:
@@ -20,11 +20,11 @@ async def test_a_disk_that_is_slow_to_sync_holds_up_no_look_at_an_order(scene: S
         with attached(pid, trace, "-etrace=fsync", "-einject=fsync:delay_enter=1000000"):
             await until_attached(pid)
             scene.order()
-            await until(lambda: scene.wire.count("certificate"))
+            await until(lambda: scene.proxy.count("certificate"))
             late = scene.order("paid")
             await until(lambda: late.id in str(daemon.events("order moved")))
-            assert not daemon.events("certificate filed")  # four syncs, of a second each
-            await until(lambda: daemon.events("certificate filed"))
+            assert not daemon.events("certificate stored")  # four syncs, of a second each
+            await until(lambda: daemon.events("certificate stored"))
         ended = await daemon.end()
     scene.keep(ended.err)
     assert ended.code == 0
@@ -59,13 +59,13 @@ async def test_a_second_harvester_on_the_same_ledger_exits_75_and_names_the_firs
 ) -> None:
     scene.order()
     async with scene.home.daemon() as daemon:
-        await until(lambda: daemon.events("certificate filed"))
-        asked = scene.wire.count()
+        await until(lambda: daemon.events("certificate stored"))
+        asked = scene.proxy.count()
         for second in (("run",), ("run", "--drain")):
             ran = await scene.command(*second)
             assert ran.code == 75
             assert f"process {daemon.process.pid}" in ran.err
-        assert scene.wire.count() == asked
+        assert scene.proxy.count() == asked
         ended = await daemon.end()
     scene.keep(ended.err)
     assert ended.code == 0

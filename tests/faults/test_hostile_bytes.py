@@ -18,12 +18,12 @@ from harvester.archive.pdf import check_pdf
 from harvester.config.load import load
 from harvester.config.settings import Settings
 from harvester.domain.errors import CertificateRejected, ConfigurationError
-from tests.faults import targets
+from tests.faults import fuzz_targets
 from tests.faults.catalogue import fault
+from tests.faults.fuzz_seeds import CONFIGURATION, PDFS, dump, inputs, page
+from tests.faults.fuzz_seeds import bent as bent_document
+from tests.faults.proxy import response, saying
 from tests.faults.scene import Scene
-from tests.faults.seeds import CONFIGURATION, PDFS, dump, inputs, page
-from tests.faults.seeds import bent as bent_document
-from tests.faults.wire import response, saying
 
 SAME_EVERY_TIME = settings(
     derandomize=True,
@@ -35,21 +35,21 @@ SAME_EVERY_TIME = settings(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in targets.TARGETS if name != "pdf"])
+@pytest.mark.parametrize("name", [name for name in fuzz_targets.TARGETS if name != "pdf"])
 @fault("X1", "X2", "X7", "X9")
 def test_bent_bytes_are_read_or_refused_in_one_line(name: str) -> None:
     @SAME_EVERY_TIME
     @given(inputs(name))
     def judge(data: bytes) -> None:
-        targets.TARGETS[name](data)
+        fuzz_targets.TARGETS[name](data)
 
     judge()
 
 
 @pytest.fixture
-def http() -> Iterator[targets.Target]:
+def http() -> Iterator[fuzz_targets.Target]:
     """The real client in front of a server that says what it is told."""
-    with targets.http() as target:
+    with fuzz_targets.http() as target:
         yield target
 
 
@@ -57,7 +57,7 @@ def http() -> Iterator[targets.Target]:
 @given(data=inputs("http"))
 @fault("X9")
 def test_a_bent_http_answer_is_read_or_refused_in_one_line(
-    http: targets.Target, data: bytes
+    http: fuzz_targets.Target, data: bytes
 ) -> None:
     http(data)
 
@@ -76,7 +76,7 @@ def test_a_pdf_cut_at_any_byte_is_not_a_whole_pdf(shape: str) -> None:
 @given(data=inputs("pdf"))
 @fault("X15")
 def test_a_bent_pdf_is_whole_or_refused(data: bytes) -> None:
-    targets.pdf(data)
+    fuzz_targets.pdf(data)
 
 
 @fault("X1", "X9")
@@ -93,9 +93,9 @@ async def test_no_page_of_bent_orders_ends_a_harvest_or_writes_outside(
     await asyncio.to_thread(draw)
     for rows in drawn:
         body = dump({**page(*rows), "has_more": False})
-        scene.wire.script(saying(response(200, body)), "orders")
+        scene.proxy.script(saying(response(200, body)), "orders")
         await scene.drain()
-        scene.wire.clear()
+        scene.proxy.clear()
     assert {path.name for path in tmp_path.iterdir()} - before <= OURS
     assert all(name.endswith(".pdf") for name in scene.home.files())
 
@@ -141,4 +141,4 @@ def test_a_bent_environment_is_a_configuration_or_refused_in_plain_lines(
             load(path)
         except ConfigurationError as error:
             for problem in error.problems:
-                targets.plain(problem)
+                fuzz_targets.plain(problem)

@@ -25,13 +25,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from harvester.cli.exits import CONFIGURATION
 from harvester.config.settings import HttpSettings
 from harvester.config.types import parse_address
-from harvester.web.listener import listener_app, serve_listener
+from harvester.context import Limits
+from harvester.web.app import make_web_app, serving
 from harvester.web.lune_webhook import MOST_LARGE, SMALL_BODY
-from harvester.web.problems import LARGEST_BODY, faults_as_problems
+from harvester.web.problems import LARGEST_BODY
 from tests.acceptance.harness import Running, until
 from tests.faults.catalogue import fault
-from tests.faults.hooks import PATH, SECRET, body_of, desk, event, header
 from tests.faults.scene import Scene
+from tests.faults.webhook_client import PATH, SECRET, body_of, event, header, webhook_client
 
 TOKEN = "token-of-the-listener"
 MIB = 2**20
@@ -295,7 +296,7 @@ async def test_slow_endless_and_enormous_requests_end_and_the_harvest_goes_on(
 async def test_a_request_that_can_be_read_in_two_ways_is_refused_and_nothing_after_it_is_read(
     scene: Scene, head: bytes
 ) -> None:
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         hidden = body_of(event("order1"))
         smuggled = request(
             "POST " + PATH,
@@ -303,10 +304,10 @@ async def test_a_request_that_can_be_read_in_two_ways_is_refused_and_nothing_aft
             f"Content-Length: {len(hidden)}",
             body=hidden,
         )
-        answer = await exchange(taking.port, head + smuggled)
+        answer = await exchange(client.port, head + smuggled)
         assert status(answer) in {400, 501}
         assert answer.count(b"HTTP/1.") == 1
-        assert await taking.rows("SELECT * FROM webhook_events") == []
+        assert await client.rows("SELECT * FROM webhook_events") == []
 
 
 @fault("X12")
@@ -353,9 +354,12 @@ async def test_a_connection_that_works_is_not_closed_for_one_that_is_new() -> No
     async def quick(_: web.Request) -> web.Response:
         return web.Response(text="here")
 
-    app = listener_app(faults_as_problems)
-    app.add_routes([web.get("/slow", slow), web.get("/quick", quick)])
-    async with serve_listener(app, "127.0.0.1", 0) as port, AsyncExitStack() as held:
+    limits = Limits()
+    routes = [web.get("/slow", slow), web.get("/quick", quick)]
+    web_app = make_web_app(routes, v1=(), control=(), token=None, limits=limits)
+    async with AsyncExitStack() as held:
+        faces = await held.enter_async_context(serving(web_app, limits))
+        port = await held.enter_async_context(faces.on_address("127.0.0.1", 0))
         working = asyncio.create_task(asked(port, "GET /slow"))
         await reached.wait()
         for _ in range(3 * CONNECTIONS):
@@ -371,8 +375,8 @@ async def test_large_bodies_of_strangers_leave_room_for_webhooks(scene: Scene) -
     size = LARGEST_BODY - 1
     fitting = MOST_LARGE // (size - SMALL_BODY)
     head = request("POST " + PATH, FORGED, f"Content-Length: {size + 1}", body=b" " * size)
-    async with desk(scene) as taking:
-        waiting = [asyncio.create_task(exchange(taking.port, head)) for _ in range(fitting + 4)]
+    async with webhook_client(scene) as client:
+        waiting = [asyncio.create_task(exchange(client.port, head)) for _ in range(fitting + 4)]
         done: set[Any] = set()
         async with asyncio.timeout(8):
             while len(done) < 4:
@@ -381,32 +385,32 @@ async def test_large_bodies_of_strangers_leave_room_for_webhooks(scene: Scene) -
                 await asyncio.sleep(0.01)
         assert {status(one.result()) for one in done} == {503}
         assert len(done) == 4
-        assert await taking.tell(event("order1")) == 200
+        assert await client.send(event("order1")) == 200
         answers = await asyncio.gather(*waiting)  # ten seconds after they began
         assert sorted(status(one) for one in answers) == [408] * fitting + [503] * 4
-        assert await taking.tell(event("order1", number=2, data=large_data())) == 200
+        assert await client.send(event("order1", number=2, data=large_data())) == 200
 
 
 @fault("X12")
 async def test_a_webhook_that_nobody_signed_is_refused_unread(scene: Scene) -> None:
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         began = time.monotonic()
         head = request("POST " + PATH, "Content-Length: 1000")
-        assert status(await exchange(taking.port, head)) == 401
+        assert status(await exchange(client.port, head)) == 401
         assert time.monotonic() - began < 8  # a body that is waited for has ten seconds
-        assert taking.receiver.outcomes == {"refused": 1}
+        assert client.webhooks.outcomes == {"refused": 1}
 
 
 @fault("X12")
 async def test_who_goes_before_the_answer_leaves_no_line_in_the_log(scene: Scene) -> None:
     head = request("POST " + PATH, FORGED, "Content-Length: 1000")
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         for _ in range(200):
-            _, writer = await asyncio.open_connection("127.0.0.1", taking.port)
+            _, writer = await asyncio.open_connection("127.0.0.1", client.port)
             writer.write(head)
             writer.transport.abort()
-        assert await taking.tell(event("order1")) == 200
-    assert "answering broke" not in scene.log_text()
+        assert await client.send(event("order1")) == 200
+    assert "request failed unexpectedly" not in scene.log_text()
 
 
 def large_data() -> dict[str, Any]:
@@ -438,13 +442,13 @@ async def test_what_is_not_there_is_answered_alike_whatever_is_tried(scene: Scen
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "x"])
 @fault("X17")
-async def test_a_compressed_webhook_is_415_and_its_bytes_are_not_looked_at(
+async def test_a_compressed_webhook_is_415_and_its_bytes_are_not_read(
     scene: Scene, encoding: str
 ) -> None:
     bomb = gzip.compress(b" " * 64 * MIB)
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         headers = {"Lune-HMAC": header(bomb), "Content-Encoding": encoding}
-        answered, body = await taking.ask(bomb, headers)
+        answered, body = await client.ask(bomb, headers)
         assert answered == 415
         assert json.loads(body)["title"] == "Unsupported Media Type"
         # Unread: the answer comes although the body never does.
@@ -452,9 +456,9 @@ async def test_a_compressed_webhook_is_415_and_its_bytes_are_not_looked_at(
             "POST " + PATH, FORGED, f"Content-Encoding: {encoding}", "Content-Length: 1000"
         )
         began = time.monotonic()
-        assert status(await exchange(taking.port, head)) == 415
+        assert status(await exchange(client.port, head)) == 415
         assert time.monotonic() - began < 8  # a body that is waited for has ten seconds
-        assert await taking.rows("SELECT * FROM webhook_events") == []
+        assert await client.rows("SELECT * FROM webhook_events") == []
 
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"

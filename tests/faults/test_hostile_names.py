@@ -14,8 +14,8 @@ from harvester.config.load import load
 from harvester.domain.errors import ConfigurationError
 from tests.acceptance.harness import Home
 from tests.faults.catalogue import fault
+from tests.faults.proxy import changed
 from tests.faults.scene import Scene
-from tests.faults.wire import changed
 from tests.integration.raw_server import raw_server, saying
 
 HOSTILE_IDS = [
@@ -58,19 +58,19 @@ def relisted(change: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> Callab
 
 
 @fault("X1")
-async def test_an_order_whose_id_is_no_name_is_set_aside_and_gets_no_path(
+async def test_an_order_whose_id_is_no_name_is_rejected_and_gets_no_path(
     scene: Scene, tmp_path: Path
 ) -> None:
     good = scene.order()
     rows = relisted(lambda row: [{**row, "id": one} for one in (*HOSTILE_IDS, row["id"])])
-    scene.wire.script(changed(rows), "orders", times=2)
+    scene.proxy.script(changed(rows), "orders", times=2)
     report = await scene.drain()
     assert len(report.swept.rejected) == len(HOSTILE_IDS)
     assert [Path(name).stem for name in scene.home.files()] == [good.id]
     assert [name for name in every_file(tmp_path) if name.endswith(".pdf")] == [
         f"certificates/{name}" for name in scene.home.files()
     ]
-    assert {seen.target.rpartition("?")[0] or seen.target for seen in scene.wire.requests} <= {
+    assert {seen.target.rpartition("?")[0] or seen.target for seen in scene.proxy.requests} <= {
         "/v1/accounts/me",
         "/v1/accounts",
         "/v1/accounts/client",
@@ -81,17 +81,17 @@ async def test_an_order_whose_id_is_no_name_is_set_aside_and_gets_no_path(
 
 
 @fault("X1")
-async def test_what_a_set_aside_id_says_breaks_no_line_of_status(scene: Scene) -> None:
+async def test_what_a_rejected_id_says_breaks_no_line_of_status(scene: Scene) -> None:
     scene.order()
     rows = relisted(lambda row: [{**row, "id": one} for one in HOSTILE_IDS])
-    scene.wire.script(changed(rows), "orders", times=2)
+    scene.proxy.script(changed(rows), "orders", times=2)
     await scene.drain()
-    scene.wire.listed = {one for one in scene.wire.listed if one[1] in HOSTILE_IDS}
+    scene.proxy.listed = {one for one in scene.proxy.listed if one[1] in HOSTILE_IDS}
     ran = await scene.command("status")
     assert ran.code == 0
     cells = ran.out.replace("\n", "\t").split("\t")
     assert [cell for cell in cells if not cell.isprintable()] == []
-    assert len((await scene.command("status", "--json")).document()["set_aside"]) == len(
+    assert len((await scene.command("status", "--json")).document()["rejected_orders"]) == len(
         HOSTILE_IDS
     )
 
@@ -249,9 +249,9 @@ async def test_no_address_in_a_payload_is_ever_fetched(
                 row[place] = address
             return json.dumps(page).encode()
 
-        scene.wire.script(changed(poison), "orders", times=1)
+        scene.proxy.script(changed(poison), "orders", times=1)
         report = await scene.drain()
         assert report.collected.stored == len(orders)
         assert evil.connections == 0
-    ours = {int(url.rpartition(":")[2][:-3]) for url in (scene.wire.base_url, scene.lune.base_url)}
+    ours = {int(url.rpartition(":")[2][:-3]) for url in (scene.proxy.base_url, scene.lune.base_url)}
     assert {port for _, port in connections} == ours

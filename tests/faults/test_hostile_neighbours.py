@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.catalogue import fault
+from tests.faults.proxy import response, saying
 from tests.faults.scene import Scene
-from tests.faults.wire import response, saying
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ async def test_nobody_else_reads_the_ledger_or_the_certificates_whatever_the_uma
 ) -> None:
     good, bad = scene.order(), scene.order()
     page = saying(response(200, b"<html>no certificate</html>" * 20, "text/html"))
-    scene.wire.script(page, "certificate", times=4)
+    scene.proxy.script(page, "certificate", times=4)
     await scene.command("run", "--drain")
-    scene.wire.clear()
+    scene.proxy.clear()
     assert (await scene.command("retry", "--all")).code == 0
     assert (await scene.command("run", "--drain")).code == 0
     assert len(scene.home.files()) == len({good.id, bad.id})

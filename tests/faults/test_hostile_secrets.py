@@ -1,4 +1,4 @@
-"""The key and where it must not be: on the wire, in a command line, in a log, read by others."""
+"""The key and where it must not be: on the proxy, in a command line, in a log, read by others."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests import canaries
 from tests.acceptance.harness import Home
 from tests.canaries import encodings
 from tests.faults.catalogue import fault
+from tests.faults.proxy import Answer, changed, response, saying
 from tests.faults.scene import Scene
-from tests.faults.wire import Answer, changed, response, saying
 from tests.needs import cannot, need
 
 
@@ -55,8 +55,8 @@ async def test_plain_http_ends_the_program_before_a_byte_is_sent(scene: Scene) -
     ran = await scene.command("run", "--drain")
     assert ran.code == 78
     assert "plain http is for a loopback host only" in ran.err
-    assert scene.wire.requests == []
-    scene.home.configure(lune__base_url=scene.wire.base_url)
+    assert scene.proxy.requests == []
+    scene.home.configure(lune__base_url=scene.proxy.base_url)
 
 
 @fault("X6")
@@ -101,7 +101,7 @@ async def test_a_key_file_that_every_user_reads_is_refused_with_the_cure(
     key.chmod(mode)
     with pytest.raises(ConfigurationError, match=f"run `chmod 600 {key}`"):
         await scene.drain()
-    assert scene.wire.requests == []
+    assert scene.proxy.requests == []
     key.chmod(0o600)
     await scene.drain()
 
@@ -142,7 +142,7 @@ async def test_a_key_file_that_holds_no_key_is_refused_without_showing_it(
     with pytest.raises(ConfigurationError, match="lune_api_key") as refused:
         await scene.drain()
     assert "canary" not in str(refused.value)
-    assert scene.wire.requests == []
+    assert scene.proxy.requests == []
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", " \t"])
@@ -150,7 +150,7 @@ async def test_a_key_file_that_holds_no_key_is_refused_without_showing_it(
 async def test_what_an_editor_leaves_behind_a_key_is_not_sent(scene: Scene, end: str) -> None:
     (scene.home.folder / "lune_api_key").write_bytes((scene.lune.key + end).encode())
     await scene.drain()
-    assert {seen.headers["authorization"] for seen in scene.wire.requests} == {
+    assert {seen.headers["authorization"] for seen in scene.proxy.requests} == {
         f"Bearer {scene.lune.key}"
     }
 
@@ -168,7 +168,7 @@ async def test_a_file_from_systemd_may_be_readable_where_it_lies(
         await scene.drain()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
     await scene.drain()
-    assert scene.wire.count("orders")
+    assert scene.proxy.count("orders")
 
 
 @fault("X7")
@@ -232,12 +232,12 @@ async def test_a_server_that_quotes_the_key_back_does_not_get_it_written_down(
     for answer in _quoting(scene.lune.key):
         for endpoints in (("orders",), ("order", "certificate"), ("account",)):
             orders.add(scene.order().id)
-            scene.wire.clear()
+            scene.proxy.clear()
             for endpoint in endpoints:
-                scene.wire.script(answer, endpoint, times=9)
+                scene.proxy.script(answer, endpoint, times=9)
             await _drain_as_far_as_it_goes(scene)
-    scene.wire.clear()
-    scene.wire.listed = {one for one in scene.wire.listed if one[1] in orders}
+    scene.proxy.clear()
+    scene.proxy.listed = {one for one in scene.proxy.listed if one[1] in orders}
     assert (await scene.command("retry", "--all")).code == 0
     await scene.drain()
 
@@ -253,19 +253,19 @@ async def test_a_key_that_is_quoted_inside_of_an_order_is_not_kept(scene: Scene)
         page["data"] = [row, {"id": key}, {**row, "id": f"{key}-1", "status": key}, {"x": key}]
         return json.dumps(page).encode()
 
-    scene.wire.script(changed(quote), "orders")
+    scene.proxy.script(changed(quote), "orders")
     report = await scene.drain()
-    scene.wire.listed = {one for one in scene.wire.listed if one[1] == order.id}
+    scene.proxy.listed = {one for one in scene.proxy.listed if one[1] == order.id}
     assert report.swept.seen >= 1
     shown = await scene.home.orders()
     assert "with ***" in str(shown[order.id]["metadata"])
 
 
 async def _drain_as_far_as_it_goes(scene: Scene) -> None:
-    async with scene.open() as harvest:
+    async with scene.open() as app:
         try:
             async with asyncio.timeout(0.3):
-                await Drain(harvest).run()
+                await Drain(app).run()
         except (HarvesterError, TimeoutError):
             pass
 

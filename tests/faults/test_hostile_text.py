@@ -30,8 +30,8 @@ from harvester.domain.orders import is_identifier
 from harvester.lune.parsing import parse_account_page, parse_order_page
 from harvester.lune.retry import parse_retry_after
 from tests.faults.catalogue import fault
+from tests.faults.proxy import changed, response, saying
 from tests.faults.scene import Scene
-from tests.faults.wire import changed, response, saying
 
 FORGED = '{"event": "forged", "level": "info"}'
 BREAKS = ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
@@ -66,7 +66,7 @@ async def test_no_served_text_breaks_or_forges_a_line_of_the_log(scene: Scene) -
             saying(response(503, text.encode(), "text/plain; charset=utf-8")),
             changed(_relabelled(text)),
         )
-        scene.wire.script(answers[number % len(answers)], "orders")
+        scene.proxy.script(answers[number % len(answers)], "orders")
         await scene.drain()
     lines = scene.log_text().split("\n")
     assert len(lines) > len(texts())
@@ -108,7 +108,7 @@ async def test_a_text_with_sql_in_it_is_a_text(scene: Scene) -> None:
     ]
     await scene.drain()
     for order, text in zip(orders, INJECTIONS, strict=True):
-        scene.wire.script(changed(_with_status(order.id, text)), "order")
+        scene.proxy.script(changed(_with_status(order.id, text)), "order")
     await scene.drain()
     shown = await scene.home.orders()
     assert shown.keys() == {order.id for order in orders}

@@ -61,11 +61,11 @@ def write_the_key_down(scene: Scene) -> None:
 
 
 def forget_what_was_served(scene: Scene) -> None:
-    scene.wire.served.clear()
+    scene.proxy.served.clear()
 
 
 def crowd_a_second(scene: Scene) -> None:
-    scene.wire.requests.extend(scene.wire.requests[:1] * 1001)
+    scene.proxy.requests.extend(scene.proxy.requests[:1] * 1001)
 
 
 BREAKS: list[tuple[str, Plant]] = [

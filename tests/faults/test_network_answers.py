@@ -6,35 +6,35 @@ import asyncio
 import gzip
 import tracemalloc
 
-from harvester.lune import Deadlines
+from harvester.lune import ClientOptions, Deadlines
 from harvester.runtime.drain import DrainReport
 from harvester.sandbox.world import Order
 from tests.acceptance.harness import events
 from tests.faults.catalogue import fault
+from tests.faults.proxy import Answer, Exchange, reset, response, saying, silence, trickle
 from tests.faults.scene import HASTY, Scene
-from tests.faults.wire import Answer, Exchange, reset, response, saying, silence, trickle
 
 PDF = "application/pdf"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/pdf\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-SHORT = Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0)
+SHORT = ClientOptions(Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0))
 
 
 async def drain_once_faulty(
-    scene: Scene, *answers: Answer, deadlines: Deadlines = HASTY
+    scene: Scene, *answers: Answer, options: ClientOptions = HASTY
 ) -> DrainReport:
     """Drain as many complete orders as there are answers, each of which is given once."""
     for answer in answers:
         scene.order()
-        scene.wire.script(answer, "certificate")
-    return await scene.drain(deadlines=deadlines)
+        scene.proxy.script(answer, "certificate")
+    return await scene.drain(options=options)
 
 
-def require_all_filed(scene: Scene, report: DrainReport, orders: int) -> None:
-    """Require that each order took two requests, and what is filed is what Lune has."""
+def require_all_stored(scene: Scene, report: DrainReport, orders: int) -> None:
+    """Require that each order took two requests, and what is stored is what Lune has."""
     assert report.collected.stored == orders
     assert report.unfinished == []
-    assert scene.wire.count("certificate") == 2 * orders
+    assert scene.proxy.count("certificate") == 2 * orders
     assert stored(scene) == sorted(certificate(scene, order) for order in all_orders(scene))
 
 
@@ -54,7 +54,7 @@ def stored(scene: Scene) -> list[bytes]:
 
 def reasons(scene: Scene) -> str:
     """Return why requests were made again, a line each."""
-    return "\n".join(one["reason"] for one in events(scene.log_text(), "asked again"))
+    return "\n".join(one["reason"] for one in events(scene.log_text(), "request repeated"))
 
 
 def cut(share: float, *, then: Answer | None = None) -> Answer:
@@ -84,11 +84,11 @@ def stuffed(extra: bytes) -> Answer:
 @fault("N3")
 async def test_an_order_without_an_answer_keeps_no_other_waiting(scene: Scene) -> None:
     scene.order()
-    report = await drain_once_faulty(scene, silence, deadlines=SHORT)
+    report = await drain_once_faulty(scene, silence, options=SHORT)
     assert report.collected.stored == 2
-    assert scene.wire.count("certificate") == 3
+    assert scene.proxy.count("certificate") == 3
     happened = [one["event"] for one in events(scene.log_text())]
-    assert happened.index("certificate filed") < happened.index("asked again")
+    assert happened.index("certificate stored") < happened.index("request repeated")
     assert "timeout: no bytes in time" in reasons(scene)
 
 
@@ -96,18 +96,18 @@ async def test_an_order_without_an_answer_keeps_no_other_waiting(scene: Scene) -
 async def test_a_certificate_that_trickles_is_given_up_long_before_its_deadline(
     scene: Scene,
 ) -> None:
-    patient = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.3)
+    deadlines = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.3)
     crawl = trickle(response(200, b"%PDF-" * 200, PDF), pause=0.02)
-    report = await drain_once_faulty(scene, crawl, deadlines=patient)
-    require_all_filed(scene, report, 1)
+    report = await drain_once_faulty(scene, crawl, options=ClientOptions(deadlines))
+    require_all_stored(scene, report, 1)
     assert "timeout: too few bytes in time" in reasons(scene)
 
 
 @fault("N4")
 async def test_a_listing_that_trickles_is_left_at_its_deadline(scene: Scene) -> None:
     scene.order("paid")
-    scene.wire.script(trickle(response(200, b" " * 10_000), pause=0.02), "orders")
-    report = await scene.drain(deadlines=Deadlines(read=5, total=0.5))
+    scene.proxy.script(trickle(response(200, b" " * 10_000), pause=0.02), "orders")
+    report = await scene.drain(options=ClientOptions(Deadlines(read=5, total=0.5)))
     assert report.swept.new == 1
     assert "timeout: not whole in time" in reasons(scene)
 
@@ -118,10 +118,10 @@ async def test_a_slow_certificate_above_the_floor_is_waited_for(scene: Scene) ->
         whole = await exchange.upstream()
         await trickle(whole, pause=0.02, size=len(whole) // 25)(exchange)
 
-    patient = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.1)
-    report = await drain_once_faulty(scene, slowly, deadlines=patient)
+    deadlines = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.1)
+    report = await drain_once_faulty(scene, slowly, options=ClientOptions(deadlines))
     assert report.collected.stored == 1
-    assert scene.wire.count("certificate") == 1
+    assert scene.proxy.count("certificate") == 1
 
 
 @fault("N5", "N6", "N7")
@@ -134,8 +134,8 @@ async def test_a_certificate_cut_on_its_way_is_fetched_again(scene: Scene) -> No
         cut(0.5),
         saying(CHUNKED, b"10\r\n%PDF-", close=True),
     )
-    report = await drain_once_faulty(scene, *cuts, deadlines=SHORT)
-    require_all_filed(scene, report, len(cuts))
+    report = await drain_once_faulty(scene, *cuts, options=SHORT)
+    require_all_stored(scene, report, len(cuts))
     assert "timeout: no bytes in time" in reasons(scene)
     assert "truncated" in reasons(scene)
 
@@ -146,18 +146,20 @@ async def test_a_listing_cut_on_its_way_is_read_again(scene: Scene) -> None:
         scene.lune.accounts, (cut(0.9, then=silence), cut(0.9, then=reset)), strict=True
     ):
         scene.order("paid", account_id=account.id)
-        scene.wire.script(answer, "orders")
-    report = await scene.drain(deadlines=SHORT)
+        scene.proxy.script(answer, "orders")
+    report = await scene.drain(options=SHORT)
     assert (report.swept.new, report.unfinished) == (2, [])
-    assert scene.wire.count("orders") == 4
+    assert scene.proxy.count("orders") == 4
 
 
 @fault("N8", "N9")
 async def test_a_certificate_whose_cut_nobody_announced_is_no_whole_pdf(scene: Scene) -> None:
     first, second = scene.order(), scene.order()
     part = certificate(scene, first)[:-600]
-    scene.wire.script(saying(HEAD + b"\r\n" + part, close=True), "certificate")
-    scene.wire.script(saying(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part)), "certificate")
+    scene.proxy.script(saying(HEAD + b"\r\n" + part, close=True), "certificate")
+    scene.proxy.script(
+        saying(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part)), "certificate"
+    )
     report = await scene.drain()
     assert report.collected.failed == 2
     assert stored(scene) == []
@@ -184,8 +186,8 @@ async def test_what_follows_an_answer_reaches_no_file_and_no_other_order(scene: 
 @fault("N11")
 async def test_a_compressed_answer_is_never_unpacked(scene: Scene) -> None:
     bomb = gzip.compress(bytes(50_000_000))
-    scene.wire.script(saying(response(200, bomb, PDF, Content_Encoding="gzip")), "certificate")
-    scene.wire.script(saying(response(200, bomb, Content_Encoding="gzip")), "orders")
+    scene.proxy.script(saying(response(200, bomb, PDF, Content_Encoding="gzip")), "certificate")
+    scene.proxy.script(saying(response(200, bomb, Content_Encoding="gzip")), "orders")
     scene.order()
     tracemalloc.start()
     try:
@@ -196,7 +198,7 @@ async def test_a_compressed_answer_is_never_unpacked(scene: Scene) -> None:
     assert report.collected.stored == 1
     assert peak < 20_000_000
     assert reasons(scene).count("an encoding that was not asked for") == 2
-    assert {seen.headers["accept-encoding"] for seen in scene.wire.requests} == {"identity"}
+    assert {seen.headers["accept-encoding"] for seen in scene.proxy.requests} == {"identity"}
 
 
 class Endless:
@@ -217,13 +219,13 @@ class Endless:
 async def test_an_endless_answer_is_left_at_its_cap(scene: Scene) -> None:
     certificate_answer = Endless(HEAD + b"\r\n")
     page = Endless(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
-    scene.wire.script(certificate_answer, "certificate")
-    scene.wire.script(page, "orders")
+    scene.proxy.script(certificate_answer, "certificate")
+    scene.proxy.script(page, "orders")
     scene.order()
     scene.order()
-    report = await scene.drain(deadlines=Deadlines(certificate_total=30, total=30))
+    report = await scene.drain(options=ClientOptions(Deadlines(certificate_total=30, total=30)))
     assert (report.collected.failed, report.collected.stored) == (1, 1)
-    assert scene.wire.count("certificate") == 2
+    assert scene.proxy.count("certificate") == 2
     in_buffers = 16 * 2**20
     assert 32 * 2**20 <= certificate_answer.said < 32 * 2**20 + in_buffers
     assert 8 * 2**20 <= page.said < 8 * 2**20 + in_buffers
@@ -243,7 +245,7 @@ async def test_what_is_not_http_is_asked_again_and_quoted_nowhere(scene: Scene) 
         HEAD + field + b"\r\nContent-Length: CANARY-header-value\r\n\r\n",
     )
     report = await drain_once_faulty(scene, *(saying(one, close=True) for one in noise))
-    require_all_filed(scene, report, len(noise))
+    require_all_stored(scene, report, len(noise))
     assert reasons(scene).count("protocol: not an HTTP answer") == len(noise)
     assert "Traceback" not in scene.log_text()
 
@@ -253,7 +255,7 @@ async def test_a_folded_header_line_forges_no_other(scene: Scene) -> None:
     order = scene.order()
     whole = certificate(scene, order)
     fold = b"X-Odd: first\r\n Content-Length: 5\r\nContent-Length: %d\r\n\r\n" % len(whole)
-    scene.wire.script(saying(HEAD + fold + whole), "certificate")
+    scene.proxy.script(saying(HEAD + fold + whole), "certificate")
     report = await scene.drain()
     assert report.collected.stored == 1
     assert stored(scene) == [whole]
@@ -268,7 +270,7 @@ async def endless_hints(exchange: Exchange) -> None:
 @fault("N25")
 async def test_nothing_but_a_200_is_a_certificate(scene: Scene) -> None:
     body = certificate(scene, scene.order())
-    scene.wire.script(saying(response(206, body, PDF)), "certificate")
+    scene.proxy.script(saying(response(206, body, PDF)), "certificate")
     odd = (
         saying(response(206, body, PDF, Content_Range=f"bytes 0-{len(body) - 1}/{len(body)}")),
         saying(response(203, body, PDF)),
@@ -276,9 +278,9 @@ async def test_nothing_but_a_200_is_a_certificate(scene: Scene) -> None:
         saying(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
         endless_hints,
     )
-    deadlines = Deadlines(read=1.0, certificate_total=1.0)
-    report = await drain_once_faulty(scene, *odd, deadlines=deadlines)
-    require_all_filed(scene, report, len(odd) + 1)
+    options = ClientOptions(Deadlines(read=1.0, certificate_total=1.0))
+    report = await drain_once_faulty(scene, *odd, options=options)
+    require_all_stored(scene, report, len(odd) + 1)
     assert reasons(scene).count("a status the API does not serve") == len(odd)
 
 
@@ -287,7 +289,7 @@ async def test_nothing_but_a_200_is_a_listing(scene: Scene) -> None:
     for account, status in zip(scene.lune.accounts, (204, 206), strict=True):
         scene.order("paid", account_id=account.id)
         page = b'{"has_more": false, "next_cursor": null, "data": []}' if status == 206 else b""
-        scene.wire.script(saying(response(status, page)), "orders")
+        scene.proxy.script(saying(response(status, page)), "orders")
     report = await scene.drain()
     assert (report.swept.new, report.unfinished) == (2, [])
     assert reasons(scene).count("a status the API does not serve") == 2
@@ -301,4 +303,4 @@ async def test_a_100_continue_before_the_answer_does_no_harm(scene: Scene) -> No
 
     report = await drain_once_faulty(scene, continued)
     assert report.collected.stored == 1
-    assert scene.wire.count("certificate") == 1
+    assert scene.proxy.count("certificate") == 1

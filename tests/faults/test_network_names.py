@@ -16,14 +16,14 @@ import pytest
 from yarl import URL
 
 from harvester.domain.errors import Unreachable
-from harvester.lune import Deadlines
+from harvester.lune import ClientOptions, Deadlines
 from harvester.lune.responses import Response
 from harvester.lune.transport import GuardedResolver, Lookup, Transport
 from tests.acceptance.harness import until
 from tests.faults.catalogue import fault
 from tests.faults.namespaces import need_unshare, with_deaf_name_server, with_hosts
-from tests.faults.relay import Relay, bound, deaf, relaying
 from tests.faults.scene import Scene
+from tests.faults.tcp_relay import TcpRelay, bound_socket, never_accepting, relaying
 from tests.needs import cannot
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -44,20 +44,17 @@ def giving(*addresses: str) -> Lookup:
 
 @asynccontextmanager
 async def asking(lookup: Lookup, connect: float = 10.0) -> AsyncIterator[Transport]:
-    exchange = Transport(
-        {},
-        redact=str,
-        deadlines=Deadlines(connect=connect),
-        connections=16,
-        tls=None,
-        lookup=lookup,
-    )
-    async with exchange:
-        yield exchange
+    options = ClientOptions(Deadlines(connect=connect), lookup=lookup)
+    transport = Transport(options, redact=str)
+    await transport.open()
+    try:
+        yield transport
+    finally:
+        await transport.close()
 
 
-async def ask(exchange: Transport, port: int, host: str = "lune.example") -> Response:
-    return await exchange.send("GET", URL(f"http://{host}:{port}/v1"), {}, total=20, cap=1000)
+async def ask(transport: Transport, port: int, host: str = "lune.example") -> Response:
+    return await transport.send("GET", URL(f"http://{host}:{port}/v1"), {}, total=20, cap=1000)
 
 
 @fault("N15")
@@ -66,17 +63,17 @@ async def test_a_name_that_is_not_found_may_be_found_later(number: int) -> None:
     def lookup(*_: Any, **__: Any) -> list[Any]:
         raise socket.gaierror(number, "what the system calls it")
 
-    async with asking(lookup) as exchange:
+    async with asking(lookup) as transport:
         with pytest.raises(Unreachable, match="dns: what the system calls it") as caught:
-            await ask(exchange, 443)
+            await ask(transport, 443)
     assert caught.value.retryable
 
 
 @fault("N15")
 async def test_what_can_be_no_name_is_refused_like_one_that_is_not_found() -> None:
-    async with asking(socket.getaddrinfo) as exchange:
+    async with asking(socket.getaddrinfo) as transport:
         with pytest.raises(Unreachable, match="dns"):
-            await ask(exchange, 443, host=f"{'a' * 64}.example")
+            await ask(transport, 443, host=f"{'a' * 64}.example")
 
 
 @fault("N15")
@@ -97,10 +94,10 @@ async def test_a_look_up_that_hangs_holds_up_nothing_but_its_request() -> None:
 
     ticking = asyncio.create_task(tick())
     try:
-        async with asking(lookup, connect=0.5) as exchange:
+        async with asking(lookup, connect=0.5) as transport:
             for _ in range(2):
                 with pytest.raises(Unreachable, match="timeout: no connection in time"):
-                    await ask(exchange, 443)
+                    await ask(transport, 443)
         lookups = [thread for thread in threading.enumerate() if thread.name == "lookup"]
         assert len(lookups) == 1
     finally:
@@ -122,7 +119,7 @@ async def test_a_daemon_whose_name_server_is_silent_answers_and_ends_when_told(
             for _ in range(5):
                 async with asyncio.timeout(5), session.get("http://daemon/nothing") as response:
                     assert response.status == 404
-        assert daemon.events("asked again") == []  # the first look-up is still waited for
+        assert daemon.events("request repeated") == []  # the first look-up is still waited for
         daemon.process.send_signal(signal.SIGTERM)
         await until(lambda: daemon.events("stopping"))
         async with asyncio.timeout(10):
@@ -156,9 +153,9 @@ NOT_PUBLIC = (
 async def test_a_name_that_stands_for_this_machine_or_its_neighbours_is_refused(
     address: str,
 ) -> None:
-    async with relaying(says=ANSWER) as relay, asking(giving(address)) as exchange:
+    async with relaying(says=ANSWER) as relay, asking(giving(address)) as transport:
         with pytest.raises(Unreachable, match=r"dns: .* not public"):
-            await ask(exchange, relay.port)
+            await ask(transport, relay.port)
         assert relay.connections == 0
 
 
@@ -173,17 +170,17 @@ async def test_of_a_name_s_addresses_only_the_public_ones_are_used() -> None:
 @fault("N16")
 async def test_localhost_is_this_machine_and_nothing_else() -> None:
     async with relaying(says=ANSWER) as relay:
-        async with asking(giving("127.0.0.1")) as exchange:
-            assert (await ask(exchange, relay.port, host="localhost")).status == 200
-        async with asking(giving("93.184.216.34")) as exchange:
+        async with asking(giving("127.0.0.1")) as transport:
+            assert (await ask(transport, relay.port, host="localhost")).status == 200
+        async with asking(giving("93.184.216.34")) as transport:
             with pytest.raises(Unreachable, match="dns: "):
-                await ask(exchange, relay.port, host="localhost")
+                await ask(transport, relay.port, host="localhost")
 
 
 @fault("N16")
 async def test_an_address_written_in_the_configuration_is_not_looked_up() -> None:
-    async with relaying(says=ANSWER) as relay, asking(giving()) as exchange:
-        assert (await ask(exchange, relay.port, host="127.0.0.1")).status == 200
+    async with relaying(says=ANSWER) as relay, asking(giving()) as transport:
+        assert (await ask(transport, relay.port, host="127.0.0.1")).status == 200
 
 
 @fault("N16")
@@ -195,7 +192,7 @@ async def test_a_hosts_file_that_points_lune_at_this_machine_gets_no_connection(
         scene.home.configure(lune__base_url=relay.base_url("https", "lune.invalid"))
         hosts = "127.0.0.1 localhost lune.invalid\n"
         async with with_hosts(scene.home, hosts, "run", "--drain") as drain:
-            await until(lambda: drain.events("asked again") or drain.ended)
+            await until(lambda: drain.events("request repeated") or drain.ended)
             drain.process.send_signal(signal.SIGTERM)
             await until(lambda: "interrupt again" in "".join(drain.err))
             ran = await drain.end(signal.SIGTERM)
@@ -206,16 +203,16 @@ async def test_a_hosts_file_that_points_lune_at_this_machine_gets_no_connection(
 
 @fault("N17")
 async def test_an_address_of_ipv6_that_is_dead_costs_little_where_ipv4_answers() -> None:
-    relay = Relay(says=ANSWER)
+    relay = TcpRelay(says=ANSWER)
     await relay.listen()
     try:
-        dead = bound("::1", relay.port)
+        dead = bound_socket("::1", relay.port)
     except OSError:
         await relay.stop()
         cannot("needs IPv6 on the loopback interface")
     began = time.monotonic()
-    with closing(dead), deaf(dead):
-        async with asking(giving("::1", "127.0.0.1")) as exchange:
-            assert (await ask(exchange, relay.port, host="localhost")).status == 200
+    with closing(dead), never_accepting(dead):
+        async with asking(giving("::1", "127.0.0.1")) as transport:
+            assert (await ask(transport, relay.port, host="localhost")).status == 200
     assert time.monotonic() - began < 3
     await relay.stop()

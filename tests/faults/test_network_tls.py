@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from harvester.domain.errors import Unreachable
-from harvester.lune import Deadlines, LuneClient, RateLimiter
+from harvester.lune import ClientOptions, Deadlines, LuneClient, RateLimiter
 from tests.acceptance.harness import events
-from tests.faults.authority import Authority
 from tests.faults.catalogue import fault
-from tests.faults.relay import Relay, relaying
+from tests.faults.certificate_authority import CertificateAuthority
 from tests.faults.scene import Scene
+from tests.faults.tcp_relay import TcpRelay, relaying
 from tests.integration.raw_server import Naps
 
 KEY = "CANARY-key"
@@ -24,31 +24,31 @@ DAY = timedelta(days=1)
 SERVER_HELLO_1_0 = bytes.fromhex("160301002a020000260301") + bytes(33) + bytes.fromhex("002f00")
 """The answer of a server whose newest version is TLS 1.0."""
 
-PATIENT = Deadlines(connect=5, read=5, total=10)
+GENEROUS = Deadlines(connect=5, read=5, total=10)
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path / "authority")
+def authority(tmp_path: Path) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path / "authority")
 
 
-async def failure(relay: Relay, authority: Authority) -> Unreachable:
+async def failure(relay: TcpRelay, authority: CertificateAuthority) -> Unreachable:
     """Return what asking through TLS comes to when only that authority is believed."""
     trust = ssl.create_default_context(cafile=authority.file)
     base = relay.base_url("https")
-    options = {"deadlines": PATIENT, "sleep": Naps(), "tls": trust}
-    async with LuneClient(base, lambda: KEY, RateLimiter(1000), **options) as lune:  # type: ignore[arg-type]  # mypy takes the values of one dict for one type
+    options = ClientOptions(GENEROUS, sleep=Naps(), tls=trust)
+    async with LuneClient(base, lambda: KEY, RateLimiter(1000), options) as lune:
         with pytest.raises(Unreachable) as caught:
             await lune.fetch_own_account()
     return caught.value
 
 
-def of_another(authority: Authority) -> ssl.SSLContext:
+def of_another(authority: CertificateAuthority) -> ssl.SSLContext:
     folder = authority.file.parent
-    return Authority(folder / "another").server()
+    return CertificateAuthority(folder / "another").server()
 
 
-SERVERS: dict[str, tuple[Callable[[Authority], ssl.SSLContext], str]] = {
+SERVERS: dict[str, tuple[Callable[[CertificateAuthority], ssl.SSLContext], str]] = {
     "expired": (
         lambda one: one.server(begins=-2 * DAY, ends=-DAY),
         "certificate has expired; is the clock right?",
@@ -65,12 +65,12 @@ SERVERS: dict[str, tuple[Callable[[Authority], ssl.SSLContext], str]] = {
 @fault("N18", "N26")
 @pytest.mark.parametrize("server", SERVERS)
 async def test_tls_that_cannot_be_trusted_never_gets_the_key(
-    authority: Authority, server: str
+    authority: CertificateAuthority, server: str
 ) -> None:
     make, reason = SERVERS[server]
     async with relaying(tls=make(authority)) as relay:
         error = await failure(relay, authority)
-        assert (relay.connections, bytes(relay.heard)) == (0, b"")
+        assert (relay.connections, bytes(relay.received)) == (0, b"")
     assert error.message.startswith("tls: ")
     assert reason in error.message
     assert ("clock" in error.message) == (server in {"expired", "not yet valid"})
@@ -90,20 +90,20 @@ async def test_tls_that_cannot_be_trusted_never_gets_the_key(
     ids=["TLS 1.0", "an alert", "plain http", "half a greeting", "nothing"],
 )
 async def test_where_no_tls_can_be_had_nothing_is_asked_without_it(
-    authority: Authority, said: bytes, reason: str
+    authority: CertificateAuthority, said: bytes, reason: str
 ) -> None:
     async with relaying(says=said) as relay:
         error = await failure(relay, authority)
         assert relay.connections == 4
-        assert relay.heard.startswith(b"\x16\x03\x01")  # a greeting in TLS
-        assert b"HTTP/1.1" not in relay.heard
-        assert KEY.encode() not in relay.heard
+        assert relay.received.startswith(b"\x16\x03\x01")  # a greeting in TLS
+        assert b"HTTP/1.1" not in relay.received
+        assert KEY.encode() not in relay.received
     assert error.message == reason
 
 
 @fault("N18", "N26")
 async def test_an_expired_certificate_is_waited_out_and_then_the_harvest_goes_on(
-    scene: Scene, authority: Authority
+    scene: Scene, authority: CertificateAuthority
 ) -> None:
     good = authority.server()
     expired = authority.server(begins=-2 * DAY, ends=-DAY)
@@ -117,13 +117,13 @@ async def test_an_expired_certificate_is_waited_out_and_then_the_harvest_goes_on
 
     expired.sni_callback = renew
     scene.order()
-    async with relaying(scene.wire.base_url, tls=expired) as relay, asyncio.timeout(60):
+    async with relaying(scene.proxy.base_url, tls=expired) as relay, asyncio.timeout(60):
         scene.home.configure(lune__base_url=relay.base_url("https"))
         trust = {"SSL_CERT_FILE": str(authority.file)}
         ran = await scene.home.run("run", "--drain", env=trust)
     scene.keep(ran.err)
     assert ran.code == 0, ran.err
-    (again,) = events(ran.err, "asked again")
+    (again,) = events(ran.err, "request repeated")
     assert (
         "tls: certificate refused: certificate has expired; is the clock right?" in again["reason"]
     )

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.catalogue import fault
-from tests.faults.quick import detail
+from tests.faults.instant_harvest import detail
+from tests.faults.proxy import Exchange, changed, response, saying
 from tests.faults.scene import Scene
-from tests.faults.wire import Exchange, changed, response, saying
 from tests.unit.test_pdf import ONE_PAGE, PAGE, document
 
 MEDIA = "application/pdf"
@@ -45,7 +45,7 @@ async def test_what_is_no_whole_pdf_never_gets_a_final_name(
     scene: Scene, cut: Callable[[bytes], bytes]
 ) -> None:
     order = scene.order()
-    scene.wire.script(changed(cut), "certificate")
+    scene.proxy.script(changed(cut), "certificate")
     report = await scene.drain()
     [line] = report.unfinished
     assert "not a whole PDF" in line
@@ -61,14 +61,14 @@ async def test_what_is_no_whole_pdf_never_gets_a_final_name(
 @pytest.mark.parametrize("junk", [b"\n", b"\r\n\r\n", b"<!-- cached -->", b"x" * 1000])
 async def test_junk_that_readers_bear_is_kept_as_it_came(scene: Scene, junk: bytes) -> None:
     order = scene.order()
-    scene.wire.script(changed(lambda pdf: pdf + junk), "certificate")
+    scene.proxy.script(changed(lambda pdf: pdf + junk), "certificate")
     assert (await scene.drain()).unfinished == []
     await _assert_kept(scene, order.id, (scene.lune.certificate(order.id) or b"") + junk)
 
 
 async def _assert_kept(scene: Scene, order_id: str, data: bytes) -> None:
     [version] = (await detail(scene, order_id)).certificates
-    assert (scene.home.archive / version.file.key).read_bytes() == data
+    assert (scene.home.archive / version.file.path).read_bytes() == data
 
 
 SCRIPT = b"<</S/JavaScript/JS(app.launchURL\\('https://elsewhere.invalid/', true\\);)>>"
@@ -97,10 +97,10 @@ async def test_a_pdf_that_does_harm_when_opened_is_kept_byte_by_byte_and_not_ope
     scene: Scene, data: bytes
 ) -> None:
     order = scene.order()
-    scene.wire.script(saying(response(200, data, MEDIA)), "certificate")
+    scene.proxy.script(saying(response(200, data, MEDIA)), "certificate")
     assert (await scene.drain()).unfinished == []
     await _assert_kept(scene, order.id, data)
-    assert {seen.endpoint for seen in scene.wire.requests} <= {
+    assert {seen.endpoint for seen in scene.proxy.requests} <= {
         "account",
         "accounts",
         "orders",
@@ -127,7 +127,7 @@ async def test_a_pdf_is_taken_only_when_it_is_served_as_one(
     order = scene.order()
     pdf = scene.lune.certificate(order.id)
     assert pdf is not None
-    scene.wire.script(saying(response(200, pdf, media)), "certificate")
+    scene.proxy.script(saying(response(200, pdf, media)), "certificate")
     report = await scene.drain()
     assert (report.unfinished == []) is taken
     assert len(scene.home.files()) == taken
@@ -156,7 +156,7 @@ async def test_the_name_that_is_served_names_nothing(scene: Scene, disposition: 
         line = b"\r\nContent-Disposition: " + disposition.encode()
         await exchange.say(head + line + b"\r\n\r\n" + body)
 
-    scene.wire.script(named, "certificate")
+    scene.proxy.script(named, "certificate")
     assert (await scene.drain()).unfinished == []
     [name] = scene.home.files()
     assert name.endswith(f"/{order.id}.pdf")

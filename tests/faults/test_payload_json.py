@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from harvester.lune import ClientOptions
 from tests.faults.catalogue import fault
-from tests.faults.quick import chain, detail, quick, summary
-from tests.faults.scene import Scene
-from tests.faults.wire import changed
+from tests.faults.instant_harvest import chain, detail, instant_harvest, statistics
+from tests.faults.proxy import changed
+from tests.faults.scene import HASTY, Scene
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -87,37 +87,37 @@ async def test_what_two_readers_could_read_differently_moves_no_order(
     order = scene.order("placed")
     await scene.drain()
     scene.lune.move_order(order.id, "paid")
-    scene.wire.script(changed(spoil), endpoint, times=math.inf)
-    async with quick(scene) as one:
+    scene.proxy.script(changed(spoil), endpoint, times=math.inf)
+    async with instant_harvest(scene) as harvest:
         if endpoint == "orders":
-            one.later(timedelta(minutes=20))
-            assert len((await one.sweep()).failed) == 1
+            harvest.later(timedelta(minutes=20))
+            assert len((await harvest.sweep()).failed) == 1
         else:
-            assert (await one.track(order.id)).problem is not None
-    assert scene.wire.count(endpoint) >= 2
+            assert (await harvest.track(order.id)).problem is not None
+    assert scene.proxy.count(endpoint) >= 2
     assert await chain(scene, order.id) == [(None, "placed")]
-    scene.wire.clear()
+    scene.proxy.clear()
     assert (await scene.drain()).unfinished == []
     assert await chain(scene, order.id) == [(None, "placed"), ("placed", "paid")]
 
 
 @fault("P1", "P2", "P4", "P5", "P6")
 @pytest.mark.parametrize("spoil", ROWS.values(), ids=ROWS.keys())
-async def test_an_order_that_cannot_be_kept_is_set_aside_alone(
+async def test_an_order_that_cannot_be_kept_is_rejected_alone(
     scene: Scene, spoil: Callable[[Row], object]
 ) -> None:
     scene.home.configure(lune__accounts=["default"])
     for _ in range(3):
         scene.order("placed")
-    scene.wire.script(changed(spoiled(spoil)), "orders", times=math.inf)
+    scene.proxy.script(changed(spoiled(spoil)), "orders", times=math.inf)
     report = await scene.drain()
     assert report.swept.new == 2
     [line] = report.unfinished
-    assert "set aside" in line
-    assert len((await summary(scene)).rejected) == 1
-    scene.wire.clear()
+    assert " rejected: " in line
+    assert (await statistics(scene)).rejected_orders == 1
+    scene.proxy.clear()
     assert (await scene.drain()).unfinished == []
-    assert (await summary(scene)).by_status == {"placed": 3}
+    assert (await statistics(scene)).by_status == {"placed": 3}
 
 
 @fault("P6")
@@ -127,7 +127,7 @@ async def test_an_order_that_cannot_be_kept_is_set_aside_alone(
 async def test_an_amount_is_kept_to_the_last_digit(scene: Scene, served: str) -> None:
     order = scene.order("placed")
     before = json.dumps(scene.lune.document(order.id)["quantity"]).encode()
-    scene.wire.script(
+    scene.proxy.script(
         changed(
             lambda body: body.replace(b'"quantity":' + before, f'"quantity":{served}'.encode())
         ),
@@ -147,20 +147,22 @@ async def test_a_page_over_eight_megabytes_is_read_in_smaller_pieces(scene: Scen
         scene.order("placed", metadata={"note": f"{number} " * 40_000})
     report = await scene.drain()
     assert (report.swept.new, report.unfinished) == (120, [])
-    limits = [seen.target.partition("limit=")[2].partition("&")[0] for seen in scene.wire.requests]
+    limits = [seen.target.partition("limit=")[2].partition("&")[0] for seen in scene.proxy.requests]
     assert [limit for limit in limits if limit] == ["100", "50", "100", "50", "100"]
 
 
 @fault("P7")
-async def test_a_single_order_over_the_cap_is_said_and_leaves_what_was_read(scene: Scene) -> None:
+async def test_a_single_order_over_the_cap_is_reported_and_leaves_what_was_read(
+    scene: Scene,
+) -> None:
     scene.home.configure(lune__accounts=["default"])
     orders = [scene.order("placed", metadata={"note": "x" * 9_000})]
     scene.lune.clock.advance(100 * 86_400)
     orders += [scene.order("placed") for _ in range(2)]
-    async with quick(scene, ClientOptions(json=8_000)) as one:
-        [reason] = (await one.sweep()).failed.values()
+    async with instant_harvest(scene, replace(HASTY, largest_json=8_000)) as harvest:
+        [reason] = (await harvest.sweep()).failed.values()
         assert "too large: over 8000 bytes" in reason
-        known = (await summary(scene)).by_status
+        known = (await statistics(scene)).by_status
     assert known == {"placed": 2}
     assert (await scene.drain()).unfinished == []
     assert [await chain(scene, order.id) for order in orders] == [[(None, "placed")]] * 3

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.faults.catalogue import fault
-from tests.faults.quick import detail
+from tests.faults.instant_harvest import detail
+from tests.faults.proxy import Exchange, changed, response, saying
 from tests.faults.scene import PRIVATE, Scene
-from tests.faults.wire import Exchange, changed, response, saying
 
 EMAIL = "canary.person@customer.example"
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\r\nevent: forged\u202e\x9b31m\u2028"
@@ -26,7 +26,7 @@ async def test_an_email_address_is_nowhere_and_metadata_are_in_the_ledger_alone(
     orders = [scene.order(status) for status in ("placed", "retiring", "complete", "complete")]
     for order in orders:
         order.email = EMAIL
-    scene.wire.script(saying(response(500)), "orders")
+    scene.proxy.script(saying(response(500)), "orders")
 
     def spoil(body: bytes) -> bytes:
         page = json.loads(body)
@@ -34,10 +34,10 @@ async def test_an_email_address_is_nowhere_and_metadata_are_in_the_ledger_alone(
             row["quantity"] = EMAIL
         return json.dumps(page).encode()
 
-    scene.wire.script(changed(spoil), "orders", times=math.inf)
-    scene.wire.script(saying(response(404, PRIVATE.encode(), "text/html")), "certificate")
+    scene.proxy.script(changed(spoil), "orders", times=math.inf)
+    scene.proxy.script(saying(response(404, PRIVATE.encode(), "text/html")), "certificate")
     assert (await scene.drain()).unfinished
-    scene.wire.clear()
+    scene.proxy.clear()
     assert (await scene.drain()).unfinished == []
     for order in orders:
         found = await detail(scene, order.id)
@@ -79,7 +79,7 @@ async def test_control_characters_reach_no_log_and_no_terminal(scene: Scene) -> 
         status = int(head.split(b" ")[1])
         await exchange.say(response(status, body, CF_RAY="8a\x1b[31m"))
 
-    scene.wire.script(escaping, times=math.inf)
+    scene.proxy.script(escaping, times=math.inf)
     [line] = (await scene.drain()).unfinished
     assert "status: not printable text" in line
     assert (await detail(scene, order.id)).order.metadata == {f"note{ESCAPE}": ESCAPE}
@@ -91,7 +91,7 @@ async def test_control_characters_reach_no_log_and_no_terminal(scene: Scene) -> 
     ran = await scene.command("orders", "--json")
     assert [json.loads(line)["id"] for line in ran.out.strip().split("\n")] == [order.id]
     assert not [char for char in ran.out if char < " " and char != "\n"]
-    scene.wire.clear()
+    scene.proxy.clear()
     await scene.drain()
 
 
@@ -101,7 +101,7 @@ async def test_what_an_error_says_stays_on_its_line(scene: Scene, media: str) ->
     scene.order("placed")
     error = {"error_code": f"no{ESCAPE}", "message": f"no{ESCAPE}{{}}%s" * 100}
     body = json.dumps({"error": error}) if media == "application/json" else error["message"]
-    scene.wire.script(saying(response(400, body.encode(), media)), "orders", times=2)
+    scene.proxy.script(saying(response(400, body.encode(), media)), "orders", times=2)
     lines = (await scene.drain()).unfinished
     assert lines
     assert all(line.isprintable() and len(line) < 500 for line in lines)

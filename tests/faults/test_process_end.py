@@ -19,11 +19,11 @@ import pytest
 from harvester.cli.exits import EXIT_CODES
 from tests.acceptance.harness import HARVESTER, until
 from tests.faults.catalogue import fault
+from tests.faults.proxy import response, saying
 from tests.faults.scene import Scene
-from tests.faults.wire import response, saying
 from tests.needs import need
 
-UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "harvester.runtime.service"
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "harvester.service"
 MISSING = json.dumps({"errors": [{"error_code": "not_found", "message": "none"}]}).encode()
 
 
@@ -40,8 +40,8 @@ async def test_killed_between_two_steps_it_goes_on_where_it_was(
     assert strace is not None
     for _ in range(3):
         scene.order()
-    strike = ("-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={time}")
-    under = (strace, "-f", "-qq", "-o", os.devnull, *strike, HARVESTER)
+    fault_options = ("-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={time}")
+    under = (strace, "-f", "-qq", "-o", os.devnull, *fault_options, HARVESTER)
     scene.clean_end = False
     ran = await scene.home.run("run", "--drain", program=under)
     scene.keep(ran.err)
@@ -58,18 +58,18 @@ async def test_starved_of_memory_it_ends_or_goes_on_and_loses_nothing(scene: Sce
     whole = scene.lune.certificate(order.id)
     assert whole is not None
     large = whole[:-7] + b"%" + b"x" * 24_000_000 + b"\n" + whole[-7:]
-    scene.wire.script(saying(response(200, large, "application/pdf")), "certificate", 100)
+    scene.proxy.script(saying(response(200, large, "application/pdf")), "certificate", 100)
     async with scene.home.running("run") as daemon:
         await until(lambda: daemon.events("started"))
         used = int(Path(f"/proc/{daemon.process.pid}/statm").read_text().split()[0])
         limit = used * resource.getpagesize() + 4 * 2**20
         resource.prlimit(daemon.process.pid, resource.RLIMIT_AS, (limit, limit))
-        await until(lambda: daemon.ended or scene.wire.count("certificate"))
+        await until(lambda: daemon.ended or scene.proxy.count("certificate"))
         await asyncio.sleep(0.5)
         ran = await daemon.end(signal.SIGKILL)  # what the kernel does when memory is gone
     scene.keep(ran.err)
     assert ran.code != 0
-    scene.wire.clear()
+    scene.proxy.clear()
     scene.clean_end = False
     await scene.drain()
     scene.clean_end = True
@@ -83,7 +83,7 @@ async def test_a_drain_ends_in_time_though_something_never_comes_and_names_it(
     good, moving = scene.order(), scene.order("paid")
     await scene.drain()
     late = scene.order()
-    scene.wire.script(saying(response(404, MISSING)), "certificate", math.inf)
+    scene.proxy.script(saying(response(404, MISSING)), "certificate", math.inf)
     ran = await scene.command("run", "--drain", "--wait", "1s", "--json")
     assert ran.code == 3
     assert late.id in ran.err
@@ -99,7 +99,7 @@ async def test_the_exit_code_says_how_it_ended(scene: Scene, code: int) -> None:
     if code == 2:
         arguments = ["run", "--dry-run"]
     if code == 3:
-        scene.wire.script(saying(response(404, MISSING)), "certificate", 100)
+        scene.proxy.script(saying(response(404, MISSING)), "certificate", 100)
     if code == 77:
         (scene.home.folder / "lune_api_key").write_text("canary-no-key")
     ran = await scene.command(*arguments)
@@ -121,7 +121,7 @@ async def test_a_wrong_configuration_ends_the_service_for_good(scene: Scene, mis
     scene.home.config.write_text(right)
     assert ran.code == 78
     assert not scene.home.ledger.exists()
-    assert scene.wire.count() == 0
+    assert scene.proxy.count() == 0
     unit = configparser.RawConfigParser(strict=False)
     unit.read(UNIT)
     assert "78" in unit["Service"]["RestartPreventExitStatus"].split()
@@ -162,7 +162,7 @@ async def test_nothing_is_imported_after_the_start_that_an_upgrade_could_replace
         began = len(daemon.err)
         order = scene.order("retiring")
         await until(lambda: daemon.events("order moved"))
-        scene.wire.script(saying(response(502, b"<html>", "text/html")), times=2)
+        scene.proxy.script(saying(response(502, b"<html>", "text/html")), times=2)
         scene.lune.move_order(order.id, "complete")
         await until(scene.home.files)
         assert (await scene.home.run("track", order.id)).code == 0

@@ -14,29 +14,30 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from harvester.context import Stop
+from harvester.app import App
+from harvester.context import Context, Limits, Stop
 from harvester.domain.schedule import Schedule
 from harvester.liveness import StepHungError
 from harvester.runtime.daemon import Daemon
 from tests.acceptance.harness import Ran, until
-from tests.faults import liveness
+from tests.faults import loop_lag
 from tests.faults.catalogue import fault
-from tests.faults.clockwork import build
+from tests.faults.fake_libc import build
+from tests.faults.proxy import response, silence, trickle
 from tests.faults.scene import HASTY, Scene
-from tests.faults.wire import response, silence, trickle
-from tests.integration.test_daemon import Steps, daemon_of
+from tests.integration.test_daemon import AppOfSteps, Steps, daemon_of
 from tests.needs import need
 
-BOUND = HASTY.certificate_total + 1.0
+BOUND = HASTY.deadlines.certificate_total + 1.0
 
 
 @fault("S7")
 @pytest.mark.parametrize("endpoint", ["orders", "certificate"])
 async def test_a_request_that_hangs_ends_at_its_deadline(scene: Scene, endpoint: str) -> None:
     scene.order()
-    scene.wire.script(silence, endpoint)
+    scene.proxy.script(silence, endpoint)
     await scene.drain()
-    hung, again = [seen.at for seen in scene.wire.requests if seen.endpoint == endpoint][:2]
+    hung, again = [seen.at for seen in scene.proxy.requests if seen.endpoint == endpoint][:2]
     assert again - hung <= BOUND + 2.0  # and up to two seconds before it is asked again
     assert scene.home.files()
 
@@ -46,9 +47,9 @@ async def test_a_request_that_trickles_ends_at_its_deadline(scene: Scene) -> Non
     order = scene.order()
     whole = scene.lune.certificate(order.id)
     assert whole is not None
-    scene.wire.script(trickle(response(200, whole, "application/pdf"), 0.05), "certificate")
+    scene.proxy.script(trickle(response(200, whole, "application/pdf"), 0.05), "certificate")
     await scene.drain()
-    first = next(seen for seen in scene.wire.requests if seen.endpoint == "certificate")
+    first = next(seen for seen in scene.proxy.requests if seen.endpoint == "certificate")
     assert first.ended_at is not None
     assert first.ended_at - first.at <= BOUND
     assert scene.home.files()
@@ -57,38 +58,24 @@ async def test_a_request_that_trickles_ends_at_its_deadline(scene: Scene) -> Non
 class Broken:
     """Stands where a part of the harvest stands, and fails as no part may."""
 
-    async def accounts(self) -> list[Any]:
-        return []
-
-    async def settle_open(self) -> int:
-        return 0
+    receivers = ()
 
     async def run_once(self, *_: object) -> Any:
         raise AttributeError("a fault of ours")
 
+    async def prune(self) -> None:
+        raise AttributeError("a fault of ours")
+
 
 @fault("S6")
-@pytest.mark.parametrize("part", ["sweep", "collector", "housekeeping"])
+@pytest.mark.parametrize("part", ["sweep", "collector", "dispatcher"])
 async def test_a_critical_task_that_dies_ends_the_service(part: str) -> None:
     steps = Steps()
     steps.hang.set()
-    healthy, broken = cast("Any", steps), cast("Any", Broken())
-
-    async def keep_house() -> None:
-        if part == "housekeeping":
-            raise AttributeError("a fault of ours")
-
-    daemon = Daemon(
-        lune=healthy,
-        book=healthy,
-        sweep=broken if part == "sweep" else healthy,
-        collector=broken if part == "collector" else healthy,
-        placer=healthy,
-        schedule=Schedule(timedelta(milliseconds=200), timedelta(seconds=1)),
-        housekeeping=keep_house,
-        requests=lambda: 0,
-        stop=Stop(),
-    )
+    schedule = Schedule(timedelta(milliseconds=200), timedelta(seconds=1))
+    app = AppOfSteps(steps, Context(schedule), lambda: 0)
+    setattr(app, part, Broken())
+    daemon = Daemon(cast("App", app))
     with pytest.raises(AttributeError, match="a fault of ours"):
         await asyncio.wait_for(daemon.run_forever(), 10)
 
@@ -97,29 +84,31 @@ async def test_a_critical_task_that_dies_ends_the_service(part: str) -> None:
 async def test_a_step_that_never_returns_ends_the_service(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    daemon = daemon_of(Steps(), Stop(), patience=1.0)
+    daemon = daemon_of(Steps(), Stop(), limits=Limits(step_timeout=1.0))
     with capture_logs() as lines, pytest.raises(StepHungError, match="sweep does nothing"):
         await asyncio.wait_for(daemon.run_forever(), 20)
-    assert [line["reason"] for line in lines if line["event"] == "step hangs"]
+    assert [line["reason"] for line in lines if line["event"] == "step hung"]
     assert "Steps.run_once" in capfd.readouterr().err  # where it waits
 
 
 @fault("S7")
 async def test_a_step_that_takes_long_but_asks_is_let_go_on() -> None:
     stop, steps, asked = Stop(), Steps(), iter(range(1_000_000))
-    daemon = daemon_of(steps, stop, patience=0.75, requests=lambda: next(asked))
+    limits = Limits(step_timeout=0.75)
+    daemon = daemon_of(steps, stop, requests=lambda: next(asked), limits=limits)
     running = asyncio.create_task(daemon.run_forever())
     await asyncio.wait_for(steps.hanging.wait(), 5)
     await asyncio.sleep(2.0)
     assert not running.done()
-    assert daemon.watch.ages["sweep"] > 1.5
+    assert steps.rounds == 1  # the same step, for all that time
+    assert [check.cause for check in daemon.liveness.checks() if check.cause] == []
     steps.hang.set()
     stop.request()
     await asyncio.wait_for(running, 5)
 
 
 @fault("S8")
-async def test_a_loop_that_was_late_is_said_and_nothing_is_restarted() -> None:
+async def test_a_loop_that_was_late_is_logged_and_nothing_is_restarted() -> None:
     stop, steps = Stop(), Steps()
     steps.hang.set()
     daemon = daemon_of(steps, stop)
@@ -127,11 +116,11 @@ async def test_a_loop_that_was_late_is_said_and_nothing_is_restarted() -> None:
         running = asyncio.create_task(daemon.run_forever())
         await asyncio.wait_for(steps.hanging.wait(), 5)
         time.sleep(1.6)  # noqa: ASYNC251 - to block the loop is the point
-        await until(lambda: [line for line in lines if line["event"] == "loop was late"])
+        await until(lambda: [line for line in lines if line["event"] == "process was held up"])
         assert not running.done()
         stop.request()
         await asyncio.wait_for(running, 5)
-    assert 1.0 < daemon.watch.longest_lag < 10
+    assert 1.0 < daemon.liveness.longest_lag < 10
 
 
 BLOCKED = """
@@ -191,15 +180,15 @@ async def test_a_thread_that_lingers_does_not_keep_the_process_and_the_code_stay
 async def test_an_exit_does_not_wait_for_a_disk_that_hangs(
     scene: Scene, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clockwork = build(tmp_path_factory.mktemp("disk"))
-    for name, text in clockwork.environment.items():
+    fake_libc = build(tmp_path_factory.mktemp("disk"))
+    for name, text in fake_libc.environment.items():
         monkeypatch.setenv(name, text)
     scene.home.configure(harvest__sweep_interval="300ms")
     async with scene.home.daemon() as daemon:
-        await until(lambda: daemon.events("sweep"))
-        clockwork.stall(600)
+        await until(lambda: daemon.events("sweep finished"))
+        fake_libc.stall_disk(600)
         scene.order()
-        await until(clockwork.stalled)
+        await until(fake_libc.stalled_syncs)
         daemon.process.send_signal(signal.SIGTERM)
         await until(lambda: daemon.events("stopping"))
         daemon.process.send_signal(signal.SIGTERM)
@@ -220,7 +209,7 @@ async def test_the_loop_stays_prompt_while_disk_and_ledger_do_not(
     scene: Scene, scenario: str
 ) -> None:
     need(scenario != "fsync" or shutil.which("strace"), "strace")
-    lags = await liveness.measure(scene, scenario, seconds=1.5)
+    lags = await loop_lag.measure(scene, scenario, seconds=1.5)
     assert lags.looks > 50
     assert lags.p99 < 0.25  # 50 ms where nothing else runs; a blocked loop would be 1.5 s late
     assert lags.most < 1.2
@@ -228,7 +217,7 @@ async def test_the_loop_stays_prompt_while_disk_and_ledger_do_not(
 
 @fault("S5")
 def test_after_an_outage_no_second_of_a_hundred_thousand_requests_exceeds_the_rate() -> None:
-    flood = liveness.flood(100_000, rate=12.0)
+    flood = loop_lag.flood(100_000, rate=12.0)
     assert flood.served == 100_000
     assert flood.most_in_a_second <= 12
     assert flood.seconds < 1.5 * 100_000 / 12  # each slot is also taken while a request is out

@@ -92,10 +92,10 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @fault("S10")
-def test_lines_that_do_not_fit_are_counted_and_told_of(pipe: tuple[int, int]) -> None:
+def test_lines_that_do_not_fit_are_counted_and_reported(pipe: tuple[int, int]) -> None:
     there, here = pipe
     backlog = logs.Backlog(here, most=10)
-    logs.configure("info", "json", backlog)
+    logs.configure("info", "json", handler=backlog)
     log = logging.getLogger("a talkative one")
     for number in range(200):
         log.info("line %d %s", number, "x" * 500)

@@ -17,8 +17,8 @@ import pytest
 
 from tests.acceptance.harness import HARVESTER, until
 from tests.faults.catalogue import fault
+from tests.faults.proxy import Exchange, Seen, silence, through
 from tests.faults.scene import Scene
-from tests.faults.wire import Exchange, Seen, silence, through
 from tests.needs import need
 
 OFTEN = {"harvest__sweep_interval": "300ms"}
@@ -38,17 +38,17 @@ def held(arrived: asyncio.Event, release: asyncio.Event) -> Callable[[Exchange],
 @fault("S1")
 async def test_a_stop_while_nothing_is_to_do_ends_at_once(scene: Scene) -> None:
     async with scene.home.daemon() as daemon:
-        await until(lambda: daemon.events("sweep"))
+        await until(lambda: daemon.events("sweep finished"))
         ran = await daemon.end()
     scene.keep(ran.err)
     assert ran.code == 0
 
 
 @fault("S1")
-async def test_a_stop_lets_a_download_end_and_files_it(scene: Scene) -> None:
+async def test_a_stop_lets_a_download_end_and_stores_it(scene: Scene) -> None:
     arrived, release = asyncio.Event(), asyncio.Event()
     scene.order()
-    scene.wire.script(held(arrived, release), "certificate")
+    scene.proxy.script(held(arrived, release), "certificate")
     async with scene.home.daemon() as daemon:
         await asyncio.wait_for(arrived.wait(), 20)
         daemon.process.send_signal(signal.SIGTERM)
@@ -67,13 +67,13 @@ async def test_a_stop_lets_a_download_end_and_files_it(scene: Scene) -> None:
 async def test_a_stop_lets_a_transaction_end(scene: Scene) -> None:
     arrived, release = asyncio.Event(), asyncio.Event()
     scene.order("paid")
-    scene.wire.script(held(arrived, release), "orders")
+    scene.proxy.script(held(arrived, release), "orders")
     async with scene.home.daemon() as daemon:
         await asyncio.wait_for(arrived.wait(), 20)
         with closing(sqlite3.connect(scene.home.ledger, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             release.set()
-            await until(lambda: [seen for seen in scene.wire.requests if _is_served(seen)])
+            await until(lambda: [seen for seen in scene.proxy.requests if _is_served(seen)])
             daemon.process.send_signal(signal.SIGTERM)
             await until(lambda: daemon.events("stopping"))
             other.execute("ROLLBACK")
@@ -81,7 +81,7 @@ async def test_a_stop_lets_a_transaction_end(scene: Scene) -> None:
     scene.keep(ran.err)
     assert ran.code == 0
     assert not daemon.events("step failed")
-    assert not daemon.events("abandoned")
+    assert not daemon.events("steps abandoned")
 
 
 def _is_served(seen: Seen) -> bool:
@@ -94,9 +94,9 @@ async def test_a_second_signal_abandons_what_is_in_flight(
     scene: Scene, number: signal.Signals
 ) -> None:
     scene.order()
-    scene.wire.script(silence, "certificate")
+    scene.proxy.script(silence, "certificate")
     async with scene.home.daemon() as daemon:
-        await until(lambda: scene.wire.count("certificate"))
+        await until(lambda: scene.proxy.count("certificate"))
         daemon.process.send_signal(number)
         await until(lambda: daemon.events("stopping"))
         daemon.process.send_signal(number)
@@ -104,7 +104,7 @@ async def test_a_second_signal_abandons_what_is_in_flight(
             ran = await daemon.result()
     scene.keep(ran.err)
     assert ran.code == 0
-    assert daemon.events("abandoned")
+    assert daemon.events("steps abandoned")
     report = await scene.drain()
     assert report.collected.stored == 1
 
@@ -127,7 +127,7 @@ async def test_a_stop_at_any_moment_of_the_start_ends_it(scene: Scene) -> None:
 
 
 @fault("S3")
-async def test_a_container_s_first_process_heeds_a_stop_while_it_starts(scene: Scene) -> None:
+async def test_a_container_s_first_process_obeys_a_stop_while_it_starts(scene: Scene) -> None:
     need(os.geteuid() == 0 and shutil.which("unshare"), "root and unshare")
     process = await asyncio.create_subprocess_exec(
         "unshare",
@@ -153,9 +153,9 @@ async def test_a_container_s_first_process_heeds_a_stop_while_it_starts(scene: S
 
 
 @fault("S3")
-async def test_a_first_process_heeds_a_stop_from_its_first_moment_on() -> None:
+async def test_a_first_process_obeys_a_stop_from_its_first_moment_on() -> None:
     need(os.geteuid() == 0 and shutil.which("unshare"), "root and unshare")
-    program = "import os, time; from harvester.cli.process import heed_sigterm; heed_sigterm(); "
+    program = "import os, time; from harvester.cli.process import handle_sigterm; handle_sigterm(); "
     program += f"os.kill(1, {signal.SIGTERM:d}); time.sleep(30)"
     process = await asyncio.create_subprocess_exec(
         *("unshare", "--fork", "--pid", sys.executable, "-c", program), stderr=PIPE
@@ -177,12 +177,12 @@ async def test_a_stopped_process_makes_up_for_nothing_when_it_is_continued(scene
     for _ in range(40):
         scene.order()
     async with scene.home.daemon() as daemon:
-        await until(lambda: scene.wire.count("certificate") > 2)
+        await until(lambda: scene.proxy.count("certificate") > 2)
         os.kill(daemon.process.pid, signal.SIGSTOP)
         await asyncio.sleep(1.5)
-        scene.wire.requests.clear()
+        scene.proxy.requests.clear()
         os.kill(daemon.process.pid, signal.SIGCONT)
-        await until(lambda: scene.wire.count() > 16)
+        await until(lambda: scene.proxy.count() > 16)
         ran = await daemon.end()
     scene.keep(ran.err)
     assert ran.code == 0  # and never more than 8 requests a second, which is an invariant
@@ -191,10 +191,10 @@ async def test_a_stopped_process_makes_up_for_nothing_when_it_is_continued(scene
 @fault("S12")
 async def test_a_drain_beside_a_daemon_is_turned_away_and_asks_nothing(scene: Scene) -> None:
     async with scene.home.daemon() as daemon:
-        await until(lambda: daemon.events("sweep"))
-        asked = scene.wire.count()
+        await until(lambda: daemon.events("sweep finished"))
+        asked = scene.proxy.count()
         drain = await scene.command("run", "--drain")
-        assert scene.wire.count() == asked
+        assert scene.proxy.count() == asked
         ran = await daemon.end()
     scene.keep(ran.err)
     assert (drain.code, ran.code) == (75, 0)
@@ -212,7 +212,7 @@ async def test_sighup_takes_up_a_new_key_without_a_restart(scene: Scene) -> None
         await until(lambda: daemon.events("key refused"))
         key.write_text(scene.lune.key)
         daemon.process.send_signal(signal.SIGHUP)
-        await until(lambda: daemon.events("key accepted again"))
+        await until(lambda: daemon.events("key accepted"))
         await until(scene.home.files)
         ran = await daemon.end()
     scene.keep(ran.err)
@@ -222,11 +222,11 @@ async def test_sighup_takes_up_a_new_key_without_a_restart(scene: Scene) -> None
 @fault("S11")
 async def test_sighup_reads_again_while_lune_does_not_answer_for_the_key(scene: Scene) -> None:
     async with scene.home.daemon() as daemon:
-        await until(lambda: daemon.events("sweep"))
-        scene.wire.script(silence, "account")
-        asked = scene.wire.count("account")
+        await until(lambda: daemon.events("sweep finished"))
+        scene.proxy.script(silence, "account")
+        asked = scene.proxy.count("account")
         daemon.process.send_signal(signal.SIGHUP)
-        await until(lambda: scene.wire.count("account") > asked)
+        await until(lambda: scene.proxy.count("account") > asked)
         scene.home.configure(harvest__interim=True)
         daemon.process.send_signal(signal.SIGHUP)
         (said,) = await until(lambda: daemon.events("configuration reloaded")[1:])
@@ -240,7 +240,7 @@ async def test_sighup_reads_again_while_lune_does_not_answer_for_the_key(scene: 
 async def test_sighup_sets_the_log_s_level_and_names_what_needs_a_restart(scene: Scene) -> None:
     scene.home.configure(log__level="error")
     async with scene.home.running("run") as daemon:
-        await until(lambda: scene.wire.count("orders"))
+        await until(lambda: scene.proxy.count("orders"))
         scene.home.configure(log__level="info", harvest__interim=True, lune__rate_limit=900)
         daemon.process.send_signal(signal.SIGHUP)
         (said,) = await until(lambda: daemon.events("configuration reloaded"))

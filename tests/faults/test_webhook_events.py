@@ -13,67 +13,67 @@ import pytest
 from harvester.context import utc_now
 from harvester.ledger.hints import webhook_health
 from tests.faults.catalogue import fault
-from tests.faults.hooks import Desk, body_of, desk, event, header
 from tests.faults.scene import Scene
+from tests.faults.webhook_client import WebhookClient, body_of, event, header, webhook_client
 
 COUNT = "SELECT count(*) FROM webhook_events"
 HINTS = "SELECT order_id, status FROM hints"
 
 
-async def sources(taking: Desk, order_id: str) -> list[tuple[str, str]]:
+async def sources(client: WebhookClient, order_id: str) -> list[tuple[str, str]]:
     query = f"SELECT to_status, source FROM history WHERE order_id = '{order_id}' ORDER BY seq"
-    return [(status, source) for status, source in await taking.rows(query)]
+    return [(status, source) for status, source in await client.rows(query)]
 
 
 @fault("W5")
 async def test_a_replay_is_known_again_and_asks_for_nothing(scene: Scene) -> None:
     order = scene.order("paid")
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         scene.lune.move_order(order.id, "complete")
-        assert await taking.tell(event(order.id)) == 200
-        await taking.harvest.sweep.heed()
-        asked = scene.wire.count()
-        assert await taking.tell(event(order.id)) == 200
-        await taking.harvest.sweep.heed()
-        assert (scene.wire.count(), taking.woken) == (asked, 1)
-        assert await taking.rows(COUNT) == [(1,)]
-        assert await sources(taking, order.id) == [("paid", "drain"), ("complete", "webhook")]
-        await taking.harvest.collector.run_once()
+        assert await client.send(event(order.id)) == 200
+        await client.app.sweep.follow_hints()
+        asked = scene.proxy.count()
+        assert await client.send(event(order.id)) == 200
+        await client.app.sweep.follow_hints()
+        assert (scene.proxy.count(), client.woken) == (asked, 1)
+        assert await client.rows(COUNT) == [(1,)]
+        assert await sources(client, order.id) == [("paid", "drain"), ("complete", "webhook")]
+        await client.app.collector.run_once()
 
 
 @pytest.mark.parametrize("off", [-400, 400])
 @fault("W5")
-async def test_a_stale_event_is_taken_as_a_hint_and_nothing_else(scene: Scene, off: int) -> None:
+async def test_a_stale_event_is_a_hint_and_nothing_else(scene: Scene, off: int) -> None:
     order = scene.order("paid")
-    async with desk(scene) as taking:
-        assert await taking.tell(event(order.id), at=time.time() + off) == 200
-        assert await taking.rows(HINTS) == [(order.id, None)]
-        assert taking.receiver.outcomes == {"stale": 1}
-        asked = scene.wire.count("order")
-        await taking.harvest.sweep.heed()
-        assert scene.wire.count("order") == asked + 1
-        assert await taking.status(order.id) == "paid"
-        assert await taking.rows(HINTS) == []
+    async with webhook_client(scene) as client:
+        assert await client.send(event(order.id), at=time.time() + off) == 200
+        assert await client.rows(HINTS) == [(order.id, None)]
+        assert client.webhooks.outcomes == {"stale": 1}
+        asked = scene.proxy.count("order")
+        await client.app.sweep.follow_hints()
+        assert scene.proxy.count("order") == asked + 1
+        assert await client.status(order.id) == "paid"
+        assert await client.rows(HINTS) == []
         account = scene.lune.accounts[0].id
-        told = await webhook_health(taking.harvest.database, account, utc_now() - timedelta(days=1))
-        assert told.heard_at is None
+        health = await webhook_health(client.app.database, account, utc_now() - timedelta(days=1))
+        assert health.received_at is None
 
 
 @fault("W6")
 async def test_the_same_event_a_thousand_times_at_once_is_one_row(scene: Scene) -> None:
     order = scene.order("paid")
-    async with desk(scene) as taking:
-        body = body_of(event(order.id, account_id=taking.account_id))
+    async with webhook_client(scene) as client:
+        body = body_of(event(order.id, account_id=client.account_id))
         headers = {"Lune-HMAC": header(body)}
         gate = asyncio.Semaphore(50)
 
         async def send() -> int:
             async with gate:
-                return await taking.post(body, headers)
+                return await client.post(body, headers)
 
         assert set(await asyncio.gather(*(send() for _ in range(1000)))) == {200}
-        assert await taking.rows(COUNT) == [(1,)]
-        assert taking.woken == 1
+        assert await client.rows(COUNT) == [(1,)]
+        assert client.woken == 1
 
 
 BAD: list[Any] = [
@@ -98,11 +98,11 @@ BAD: list[Any] = [
 
 
 @fault("W7")
-async def test_bad_events_are_set_aside_and_leave_the_good_ones_alone(scene: Scene) -> None:
+async def test_bad_events_are_kept_apart_and_leave_the_good_ones_alone(scene: Scene) -> None:
     orders = [scene.order("paid") for _ in range(3)]
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         good = [
-            event(order.id, number=n, account_id=taking.account_id)
+            event(order.id, number=n, account_id=client.account_id)
             for n, order in enumerate(orders)
         ]
         middle = [
@@ -111,11 +111,11 @@ async def test_bad_events_are_set_aside_and_leave_the_good_ones_alone(scene: Sce
             else one
             for n, one in enumerate(BAD)
         ]
-        assert await taking.post(body_of(good[0], *middle, *good[1:])) == 200
-        assert await taking.rows(f"{COUNT} WHERE problem IS NULL") == [(3,)]
-        assert await taking.rows(f"{COUNT} WHERE problem IS NOT NULL") == [(len(BAD),)]
-        assert len(await taking.rows(HINTS)) == 3
-        await taking.harvest.sweep.heed()
+        assert await client.post(body_of(good[0], *middle, *good[1:])) == 200
+        assert await client.rows(f"{COUNT} WHERE problem IS NULL") == [(3,)]
+        assert await client.rows(f"{COUNT} WHERE problem IS NOT NULL") == [(len(BAD),)]
+        assert len(await client.rows(HINTS)) == 3
+        await client.app.sweep.follow_hints()
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"events": 1}', b"\xff", b"[" * 9999])
@@ -123,9 +123,9 @@ async def test_bad_events_are_set_aside_and_leave_the_good_ones_alone(scene: Sce
 async def test_a_genuine_body_that_is_no_list_of_events_is_kept_and_acknowledged(
     scene: Scene, body: bytes
 ) -> None:
-    async with desk(scene) as taking:
-        assert await taking.post(body) == 200
-        assert await taking.rows(f"{COUNT} WHERE problem IS NOT NULL") == [(1,)]
+    async with webhook_client(scene) as client:
+        assert await client.post(body) == 200
+        assert await client.rows(f"{COUNT} WHERE problem IS NOT NULL") == [(1,)]
 
 
 @pytest.mark.parametrize(
@@ -142,44 +142,39 @@ async def test_what_is_not_known_is_kept_raw_and_never_refused(
     scene: Scene, changed: dict[str, Any]
 ) -> None:
     order = scene.order("paid")
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         scene.lune.move_order(order.id, "retiring")
-        assert await taking.post(body_of(event(order.id, "x") | changed)) == 200
-        assert await taking.rows(f"{COUNT} WHERE problem IS NULL") == [(1,)]
-        await taking.harvest.sweep.heed()
+        assert await client.post(body_of(event(order.id, "x") | changed)) == 200
+        assert await client.rows(f"{COUNT} WHERE problem IS NULL") == [(1,)]
+        await client.app.sweep.follow_hints()
 
 
 @fault("W8")
 async def test_an_event_without_account_finds_the_order_it_is_about(scene: Scene) -> None:
     order = scene.order("paid")
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         scene.lune.move_order(order.id, "retiring")
-        assert await taking.post(body_of(event(order.id, "retiring"))) == 200
-        await taking.harvest.sweep.heed()
-        assert await taking.status(order.id) == "retiring"
+        assert await client.post(body_of(event(order.id, "retiring"))) == 200
+        await client.app.sweep.follow_hints()
+        assert await client.status(order.id) == "retiring"
 
 
 @fault("W12")
-async def test_an_event_and_the_look_it_asks_for_are_one_transaction(scene: Scene) -> None:
+async def test_an_event_and_the_check_it_asks_for_are_one_transaction(scene: Scene) -> None:
     order = scene.order("paid")
-    async with desk(scene) as taking:
-
-        async def refuse_hints(connection: Any) -> None:
-            await connection.exec_driver_sql(
+    async with webhook_client(scene) as client:
+        async with client.app.database.transaction() as tx:
+            await tx.exec_driver_sql(
                 "CREATE TRIGGER no_hints BEFORE INSERT ON hints "
                 "BEGIN SELECT RAISE(ABORT, 'no room'); END"
             )
-
-        async def allow_hints(connection: Any) -> None:
-            await connection.exec_driver_sql("DROP TRIGGER no_hints")
-
-        await taking.harvest.database.write(refuse_hints)
-        assert await taking.tell(event(order.id)) >= 500
-        assert await taking.rows(COUNT) == [(0,)]
-        await taking.harvest.database.write(allow_hints)
-        assert await taking.tell(event(order.id)) == 200
-        assert await taking.rows(HINTS) == [(order.id, "complete")]
-        await taking.harvest.sweep.heed()
+        assert await client.send(event(order.id)) >= 500
+        assert await client.rows(COUNT) == [(0,)]
+        async with client.app.database.transaction() as tx:
+            await tx.exec_driver_sql("DROP TRIGGER no_hints")
+        assert await client.send(event(order.id)) == 200
+        assert await client.rows(HINTS) == [(order.id, "complete")]
+        await client.app.sweep.follow_hints()
 
 
 @fault("W13")
@@ -187,28 +182,28 @@ async def test_an_older_event_that_comes_later_does_not_change_what_is_waited_fo
     scene: Scene,
 ) -> None:
     order = scene.order("received")
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         for number, kind in ((10, "completed"), (9, "paid"), (10, "retiring")):
             changed = {"event_id": f"{kind}-event"}
-            assert await taking.tell(event(order.id, kind, number) | changed) == 200
+            assert await client.send(event(order.id, kind, number) | changed) == 200
         # An equal sequence is not an older one: the third is news, the second was none.
-        assert await taking.rows(HINTS) == [(order.id, "retiring")]
-        await taking.harvest.sweep.heed()
+        assert await client.rows(HINTS) == [(order.id, "retiring")]
+        await client.app.sweep.follow_hints()
 
 
 @fault("W13")
 async def test_events_of_two_accounts_come_in_any_order(scene: Scene) -> None:
-    client = scene.lune.accounts[1].id
-    one, other = scene.order("paid"), scene.order("paid", account_id=client)
-    async with desk(scene) as taking:
+    client_account = scene.lune.accounts[1].id
+    one, other = scene.order("paid"), scene.order("paid", account_id=client_account)
+    async with webhook_client(scene) as client:
         for order in (one, other):
             scene.lune.move_order(order.id, "retiring")
-        late = event(other.id, "retiring", 9, account_id=client)
-        early = event(one.id, "retiring", 1, account_id=taking.account_id)
-        assert await taking.post(body_of(late, early)) == 200
-        await taking.harvest.sweep.heed()
+        late = event(other.id, "retiring", 9, account_id=client_account)
+        early = event(one.id, "retiring", 1, account_id=client.account_id)
+        assert await client.post(body_of(late, early)) == 200
+        await client.app.sweep.follow_hints()
         for order in (one, other):
-            assert await taking.status(order.id) == "retiring"
+            assert await client.status(order.id) == "retiring"
 
 
 @fault("W14")
@@ -216,55 +211,55 @@ async def test_a_webhook_ahead_of_the_api_is_not_believed_but_asked_about_again(
     scene: Scene,
 ) -> None:
     order = scene.order("retiring")
-    async with desk(scene) as taking:
-        assert await taking.tell(event(order.id, "completed")) == 200
-        await taking.harvest.sweep.heed()
-        assert await taking.status(order.id) == "retiring"
-        ((due, at),) = await taking.rows(
+    async with webhook_client(scene) as client:
+        assert await client.send(event(order.id, "completed")) == 200
+        await client.app.sweep.follow_hints()
+        assert await client.status(order.id) == "retiring"
+        ((due, at),) = await client.rows(
             f"SELECT next_check_at, last_seen_at FROM orders WHERE id = '{order.id}'"
         )
         assert 0 < due - at <= 10_000_000  # microseconds; the longest wait is ten minutes
         scene.lune.move_order(order.id, "complete")
         await asyncio.sleep(max(0.0, due / 1e6 - time.time()))
-        await taking.harvest.sweep.heed()
-        assert await taking.status(order.id) == "complete"
-        assert await taking.rows(HINTS) == []
-        await taking.harvest.collector.run_once()
+        await client.app.sweep.follow_hints()
+        assert await client.status(order.id) == "complete"
+        assert await client.rows(HINTS) == []
+        await client.app.collector.run_once()
 
 
 @fault("W15")
 async def test_an_event_of_what_is_known_already_adds_nothing(scene: Scene) -> None:
     order = scene.order("complete")
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         for number, kind in enumerate(("received", "placed", "paid", "retiring", "completed")):
-            assert await taking.tell(event(order.id, kind, number)) == 200
-        asked = scene.wire.count()
-        await taking.harvest.sweep.heed()
-        assert scene.wire.count() == asked
-        assert await sources(taking, order.id) == [("complete", "drain")]
-        assert await taking.rows("SELECT * FROM anomalies") == []
+            assert await client.send(event(order.id, kind, number)) == 200
+        asked = scene.proxy.count()
+        await client.app.sweep.follow_hints()
+        assert scene.proxy.count() == asked
+        assert await sources(client, order.id) == [("complete", "drain")]
+        assert await client.rows("SELECT * FROM anomalies") == []
 
 
 @fault("W17")
 async def test_another_organisation_is_refused_and_our_own_is_not(scene: Scene) -> None:
     order = scene.order("paid")
-    async with desk(scene) as taking:
-        ((own,),) = await taking.rows("SELECT DISTINCT organisation_id FROM accounts")
-        assert await taking.tell(event(order.id), organisation="somebody-else") == 401
-        assert await taking.rows(COUNT) == [(0,)]
-        assert await taking.tell(event(order.id), organisation=own) == 200
-        await taking.harvest.sweep.heed()
+    async with webhook_client(scene) as client:
+        ((own,),) = await client.rows("SELECT DISTINCT organisation_id FROM accounts")
+        assert await client.send(event(order.id), organisation="somebody-else") == 401
+        assert await client.rows(COUNT) == [(0,)]
+        assert await client.send(event(order.id), organisation=own) == 200
+        await client.app.sweep.follow_hints()
 
 
 @fault("W17")
 async def test_an_account_that_is_not_followed_asks_for_nothing(scene: Scene) -> None:
-    async with desk(scene) as taking:
-        asked = scene.wire.count()
+    async with webhook_client(scene) as client:
+        asked = scene.proxy.count()
         foreign = event("order1", account_id="live-account")
-        assert await taking.post(body_of(foreign)) == 200
-        await taking.harvest.sweep.heed()
-        assert (scene.wire.count(), taking.woken) == (asked, 0)
-        assert await taking.rows(COUNT) == [(1,)]
+        assert await client.post(body_of(foreign)) == 200
+        await client.app.sweep.follow_hints()
+        assert (scene.proxy.count(), client.woken) == (asked, 0)
+        assert await client.rows(COUNT) == [(1,)]
 
 
 @fault("W20")
@@ -282,14 +277,14 @@ async def test_a_proxy_may_add_headers_and_send_the_body_in_pieces(scene: Scene)
         for byte in range(0, len(body), 7):
             yield body[byte : byte + 7]
 
-    async with desk(scene) as taking:
-        assert (await taking.ask(pieces(), proxied))[0] == 200
+    async with webhook_client(scene) as client:
+        assert (await client.ask(pieces(), proxied))[0] == 200
 
 
 @fault("W20")
 async def test_a_compressed_body_is_refused_before_it_is_read(scene: Scene) -> None:
     body = gzip.compress(body_of(event("order1")))
     for encoding in ("gzip", "br", "deflate", "GZIP"):
-        async with desk(scene) as taking:
+        async with webhook_client(scene) as client:
             headers = {"Lune-HMAC": header(body), "Content-Encoding": encoding}
-            assert await taking.post(body, headers) == 415
+            assert await client.post(body, headers) == 415

@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 
 from tests.faults.catalogue import fault
-from tests.faults.hooks import PATH, Desk, body_of, desk, event, header
 from tests.faults.scene import Scene
+from tests.faults.webhook_client import PATH, WebhookClient, body_of, event, header, webhook_client
 from tests.needs import need
 
 NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
@@ -58,7 +58,9 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def proxied(taking: Desk, folder: Path, how: str) -> AsyncIterator[aiohttp.ClientSession]:
+async def proxied(
+    client: WebhookClient, folder: Path, how: str
+) -> AsyncIterator[aiohttp.ClientSession]:
     """Put nginx before the listener; yields a session with it."""
     need(NGINX, "nginx (package nginx-light)")
     assert NGINX is not None
@@ -67,7 +69,7 @@ async def proxied(taking: Desk, folder: Path, how: str) -> AsyncIterator[aiohttp
     user = "user root;" if os.geteuid() == 0 else ""
     config = folder / "nginx.conf"
     config.write_text(
-        CONFIG.format(folder=folder, port=port, to=taking.port, path=PATH, how=how, user=user)
+        CONFIG.format(folder=folder, port=port, to=client.port, path=PATH, how=how, user=user)
     )
     process = await asyncio.create_subprocess_exec(NGINX, "-c", config, "-p", folder)
     try:
@@ -111,13 +113,13 @@ async def test_through_nginx_the_bytes_that_were_signed_arrive(
             await answer.read()
             return answer.status
 
-    async with desk(scene) as taking, proxied(taking, tmp_path / "nginx", how) as session:
+    async with webhook_client(scene) as client, proxied(client, tmp_path / "nginx", how) as session:
         signed = {"Lune-HMAC": header(body)}
         assert await post(session, body, **signed) == 200
         assert await post(session, pieces(), **signed, **{"Accept-Encoding": "gzip, br"}) == 200
-        assert await taking.rows("SELECT count(*) FROM webhook_events") == [(1,)]
+        assert await client.rows("SELECT count(*) FROM webhook_events") == [(1,)]
         assert await post(session, body + b" ", **signed) == 401
         compressed = gzip.compress(body)
         encoded = {"Lune-HMAC": header(compressed), "Content-Encoding": "gzip"}
         assert await post(session, compressed, **encoded) == 415
-        assert taking.receiver.outcomes["taken"] == 2
+        assert client.webhooks.outcomes["taken"] == 2

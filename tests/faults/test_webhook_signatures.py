@@ -13,8 +13,8 @@ from harvester.lune import webhooks as signatures
 from harvester.lune.webhooks import NotGenuineError, verify
 from tests.acceptance.harness import Home
 from tests.faults.catalogue import fault
-from tests.faults.hooks import SECRET, body_of, desk, event, header, mac
 from tests.faults.scene import Scene
+from tests.faults.webhook_client import SECRET, body_of, event, header, mac, webhook_client
 
 BODY = body_of(event("order1"))
 GOOD = header(BODY)
@@ -41,11 +41,11 @@ GARBLED = {
 async def test_a_garbled_header_is_refused_without_a_word_about_why(
     scene: Scene, text: str
 ) -> None:
-    async with desk(scene) as taking:
-        refused = await taking.ask(BODY, {"Lune-HMAC": text})
-        assert refused == await taking.ask(BODY, {})
+    async with webhook_client(scene) as client:
+        refused = await client.ask(BODY, {"Lune-HMAC": text})
+        assert refused == await client.ask(BODY, {})
         assert refused[0] == 401
-        assert await taking.rows("SELECT * FROM webhook_events") == []
+        assert await client.rows("SELECT * FROM webhook_events") == []
 
 
 @fault("W1")
@@ -58,8 +58,8 @@ def test_a_header_that_is_not_ascii_or_comes_twice_is_refused() -> None:
 @pytest.mark.parametrize("form", ["hex", "base64"])
 @fault("W2")
 async def test_hex_and_base64_are_both_read_padding_included(scene: Scene, form: str) -> None:
-    async with desk(scene) as taking:
-        assert await taking.post(BODY, form=form) == 200
+    async with webhook_client(scene) as client:
+        assert await client.post(BODY, form=form) == 200
 
 
 @fault("W2")
@@ -75,18 +75,18 @@ def test_every_way_to_write_thirty_two_bytes_is_the_same_signature() -> None:
 @fault("W3")
 async def test_the_bytes_as_they_came_are_what_is_signed(scene: Scene) -> None:
     spaced = json.dumps(json.loads(BODY), indent=1).encode()
-    async with desk(scene) as taking:
-        assert await taking.post(spaced, {"Lune-HMAC": GOOD}) == 401
-        assert await taking.post(BODY + b"\n", {"Lune-HMAC": GOOD}) == 401
-        assert await taking.post(spaced) == 200
+    async with webhook_client(scene) as client:
+        assert await client.post(spaced, {"Lune-HMAC": GOOD}) == 401
+        assert await client.post(BODY + b"\n", {"Lune-HMAC": GOOD}) == 401
+        assert await client.post(spaced) == 200
 
 
 @fault("W4", "C6")
 async def test_the_timestamp_is_part_of_what_is_signed(scene: Scene) -> None:
     later = GOOD.replace(AT, str(int(AT) + 1))
-    async with desk(scene) as taking:
-        assert await taking.post(BODY, {"Lune-HMAC": later}) == 401
-        assert await taking.post(BODY, {"Lune-HMAC": GOOD}) == 200
+    async with webhook_client(scene) as client:
+        assert await client.post(BODY, {"Lune-HMAC": later}) == 401
+        assert await client.post(BODY, {"Lune-HMAC": GOOD}) == 200
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_a_signature_is_stale_after_five_minutes_and_as_long_before(off: int, st
 
 @fault("W16")
 async def test_several_secrets_are_good_at_once(scene: Scene) -> None:
-    async with desk(scene, ["the-newest", SECRET]) as taking:
-        assert await taking.post(body_of(event("o", number=1)), secret="the-newest") == 200
-        assert await taking.post(body_of(event("o", number=2)), secret=SECRET) == 200
-        assert await taking.post(body_of(event("o", number=3)), secret="an-older-one") == 401
-        assert taking.receiver.outcomes["refused"] == 1
+    async with webhook_client(scene, ["the-newest", SECRET]) as client:
+        assert await client.post(body_of(event("o", number=1)), secret="the-newest") == 200
+        assert await client.post(body_of(event("o", number=2)), secret=SECRET) == 200
+        assert await client.post(body_of(event("o", number=3)), secret="an-older-one") == 401
+        assert client.webhooks.outcomes["refused"] == 1
 
 
 @fault("W21")

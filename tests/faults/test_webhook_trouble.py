@@ -14,17 +14,17 @@ from typing import Any
 import aiohttp
 import pytest
 
-from harvester.context import utc_now
-from harvester.domain.orders import EVERYTHING
+from harvester.context import Limits, utc_now
 from harvester.ledger.accounts import postpone_sweep
+from harvester.runtime.drain import Drain
 from harvester.sandbox import Sandbox, SandboxOptions
-from harvester.web import lune_webhook as webhook
+from harvester.web.lune_webhook import MOST_AT_ONCE
 from tests.acceptance.harness import Home, Running, until
 from tests.faults.catalogue import fault
 from tests.faults.disks import fill, query, small_disk
-from tests.faults.hooks import PATH, SECRET, body_of, desk, event, header
+from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
-from tests.faults.wire import Wire
+from tests.faults.webhook_client import PATH, SECRET, body_of, event, header, webhook_client
 
 COUNT = "SELECT count(*) FROM webhook_events"
 
@@ -32,78 +32,76 @@ COUNT = "SELECT count(*) FROM webhook_events"
 @fault("W11")
 async def test_a_busy_ledger_is_said_to_be_busy_and_keeps_nothing_by_halves(scene: Scene) -> None:
     order = scene.order("paid")
-    async with desk(scene, patience=0.2) as taking:
+    async with webhook_client(scene, limits=Limits(webhook_write=0.2)) as client:
         with closing(sqlite3.connect(scene.home.ledger, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            status, body = await taking.ask(body_of(event(order.id)))
+            status, body = await client.ask(body_of(event(order.id)))
             assert status == 503
-            assert b"takes nothing just utc_now" in body
+            assert b"takes nothing just now" in body
             other.execute("ROLLBACK")
-        await taking.tell_until_taken(event(order.id, number=2))
-        await taking.harvest.sweep.heed()
-    assert webhook._LEDGER_SECONDS < 5
+        await client.send_until_accepted(event(order.id, number=2))
+        await client.app.sweep.follow_hints()
+    assert Limits().webhook_write < 5
 
 
 @fault("W11")
-async def test_a_full_disk_is_503_and_the_redelivery_is_taken(tmp_path: Path) -> None:
+async def test_a_full_disk_is_503_and_the_redelivery_is_accepted(tmp_path: Path) -> None:
     disk = tmp_path / "data"
     options = SandboxOptions(orders=0, client_accounts=0, speed=0, rate_limit=0)
     with small_disk(disk, "size=2m"):
-        async with Sandbox(options) as lune, Wire(lune.base_url, lune.accounts[0].id) as wire:
-            scene = Scene(Home(tmp_path, lune, lune__base_url=wire.base_url), lune, wire)
+        async with Sandbox(options) as lune, Proxy(lune.base_url, lune.accounts[0].id) as proxy:
+            scene = Scene(Home(tmp_path, lune, lune__base_url=proxy.base_url), lune, proxy)
             order = scene.order("paid")
-            async with desk(scene) as taking:
+            async with webhook_client(scene) as client:
                 large = event(order.id, data={"order": {"id": order.id, "note": "é" * 100_000}})
                 ballast = fill(disk)
-                assert await taking.tell(large) == 503
+                assert await client.send(large) == 503
                 assert query(scene, COUNT) == [(0,)]
                 ballast.unlink()
-                await taking.tell_until_taken(large)
+                await client.send_until_accepted(large)
                 assert query(scene, COUNT) == [(1,)]
 
 
 @fault("W19")
 async def test_more_than_fit_are_sent_away_at_once(scene: Scene) -> None:
-    async with desk(scene, patience=4.0) as taking:
+    async with webhook_client(scene, limits=Limits(webhook_write=2.0)) as client:
         with closing(sqlite3.connect(scene.home.ledger, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             one = event("order1")
             body = body_of(one)
-            waiting = {
-                asyncio.create_task(taking.post(body)) for _ in range(webhook.MOST_AT_ONCE + 30)
-            }
+            waiting = {asyncio.create_task(client.post(body)) for _ in range(MOST_AT_ONCE + 30)}
             sent_away: set[asyncio.Task[int]] = set()
             while len(sent_away) < 30:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 sent_away |= done
-            assert len(waiting) == webhook.MOST_AT_ONCE, "only those that did not fit"
+            assert len(waiting) == MOST_AT_ONCE, "only those that did not fit"
             answers = Counter(await asyncio.gather(*sent_away, *waiting))
             other.execute("ROLLBACK")
-        assert answers == {503: webhook.MOST_AT_ONCE + 30}
-        assert taking.receiver.outcomes["busy"] == webhook.MOST_AT_ONCE + 30
-        await taking.tell_until_taken(one)
+        assert answers == {503: MOST_AT_ONCE + 30}
+        assert client.webhooks.outcomes["busy"] == MOST_AT_ONCE + 30
+        await client.send_until_accepted(one)
 
 
 @fault("W19")
 async def test_a_flood_of_webhooks_does_not_keep_the_harvest_from_working(scene: Scene) -> None:
     orders = [scene.order("complete") for _ in range(20)]
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         for one in orders:
-            assert await taking.status(one.id) == "complete"
+            assert await client.status(one.id) == "complete"
         more = [scene.order("complete") for _ in range(20)]
         over = asyncio.Event()
         answers: Counter[int] = Counter()
 
         async def flood(number: int) -> None:
             while not over.is_set():
-                told = event(more[0].id, number=number, account_id=taking.account_id)
-                answers[await taking.post(body_of(told | {"event_id": f"e{answers.total()}"}))] += 1
+                told = event(more[0].id, number=number, account_id=client.account_id)
+                answers[await client.post(body_of(told | {"event_id": f"e{answers.total()}"}))] += 1
 
         senders = [asyncio.create_task(flood(number)) for number in range(4)]
         try:
             async with asyncio.timeout(60):
                 await until(lambda: answers[200] > 20)
-                report = await taking.Drain(harvest).run(EVERYTHING, None)
+                report = await Drain(client.app).run()
         finally:
             over.set()
             await asyncio.gather(*senders)
@@ -113,14 +111,14 @@ async def test_a_flood_of_webhooks_does_not_keep_the_harvest_from_working(scene:
 
 
 @fault("W18")
-async def test_without_webhooks_looking_alone_finds_everything(scene: Scene) -> None:
+async def test_without_webhooks_checks_alone_find_everything(scene: Scene) -> None:
     scene.lune.faults.add("lost-events")
     order = scene.order("paid")
-    async with desk(scene) as taking:
+    async with webhook_client(scene) as client:
         scene.lune.move_order(order.id, "complete")
-        report = await taking.Drain(harvest).run(EVERYTHING, None)
+        report = await Drain(client.app).run()
         assert report.collected.stored == 1
-        assert await taking.rows(COUNT) == [(0,)]
+        assert await client.rows(COUNT) == [(0,)]
 
 
 @fault("W18")
@@ -129,22 +127,22 @@ async def test_sweeps_are_rarer_while_webhooks_work_and_come_back_when_one_is_mi
 ) -> None:
     order, quiet = scene.order("paid"), scene.order("paid")
     interval = timedelta(minutes=15)
-    async with desk(scene) as taking:
-        account = taking.account_id
+    async with webhook_client(scene) as client:
+        account = client.account_id
 
         async def next_sweep() -> timedelta:
-            await postpone_sweep(taking.harvest.database, account, utc_now())
-            accounts = await taking.harvest.accounts.accounts()
-            await taking.harvest.sweep.run_once(accounts)
-            ((at, due),) = await taking.rows(
+            await postpone_sweep(client.app.database, account, utc_now())
+            accounts = await client.app.accounts.accounts()
+            await client.app.sweep.run_once(accounts)
+            ((at, due),) = await client.rows(
                 f"SELECT last_sweep_at, next_sweep_at FROM accounts WHERE id = '{account}'"
             )
             return timedelta(microseconds=due - at)
 
         assert await next_sweep() == interval
         scene.lune.move_order(order.id, "retiring")
-        assert await taking.tell(event(order.id, "retiring")) == 200
-        await taking.harvest.sweep.heed()
+        assert await client.send(event(order.id, "retiring")) == 200
+        await client.app.sweep.follow_hints()
         assert await next_sweep() == 4 * interval
         scene.lune.move_order(quiet.id, "retiring")  # and no webhook says so
         assert await next_sweep() == interval
@@ -170,7 +168,7 @@ def address(running: Running) -> str:
 
 async def settled(running: Running) -> str:
     """Return where webhooks go once the first sweep is over, so that nothing is under way."""
-    await until(lambda: running.events("sweep"))
+    await until(lambda: running.events("sweep finished"))
     return address(running)
 
 
@@ -244,7 +242,7 @@ async def test_a_secret_is_rotated_under_a_running_daemon(scene: Scene) -> None:
         newest, before = file.read_text().split()
         assert newest != before
         scene.lune.move_order(order.id, "complete")
-        await until(lambda: running.events("certificate filed"))
+        await until(lambda: running.events("certificate stored"))
         scene.keep((await running.end()).err)
     moved: list[Any] = running.events("order moved")
     assert [one["source"] for one in moved] == ["sweep", "webhook", "webhook"]

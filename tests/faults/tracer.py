@@ -1,6 +1,6 @@
-"""Strike a process at its N-th call that changes a file: kill it there, or fail the call.
+"""Inject a fault into a process at its N-th call that changes a file: a kill, or a failed call.
 
-    python tracer.py --report FILE [--at N] [--strike KILL|EIO|...] [--ever] [--only NAME]
+    python tracer.py --report FILE [--at N] [--fault KILL|EIO|...] [--ever] [--only NAME]
                      COMMAND...
 
 A program of its own, on the standard library and ptrace. `strace --inject` counts each thread's
@@ -8,7 +8,7 @@ calls by themselves, so it cannot reach what one thread does after another has d
 one count runs over all threads and all calls, in the order in which the kernel is asked. A seccomp
 filter stops the process at these calls only, which leaves it as fast as it is.
 
-A call is struck before anything of it was done. Calls on sockets, pipes and devices are not
+The fault comes before anything of the call was done. Calls on sockets, pipes and devices are not
 counted: what a log line or a wake-up does to them is gone with the process. Nor are pages written
 through a mapping, which SQLite does in its ``-shm`` file alone, an index it makes anew.
 """
@@ -87,24 +87,24 @@ _libc.ptrace.restype = ctypes.c_long
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p, *[ctypes.c_ulong] * 2)
 
 
-@dataclass(slots=True)
-class Strike:
-    """What is done at which call: an errno's name or ``KILL``, once or from there on.
+@dataclass(frozen=True, slots=True)
+class InjectedFault:
+    """What happens at which call: an errno's name or ``KILL``, once or from there on.
 
-    ``only`` counts the calls of one name alone; ``at`` 0 strikes none and counts all.
+    ``only`` counts the calls of one name alone; ``at`` 0 injects nothing and counts all.
     """
 
     at: int
-    what: str
-    ever: bool
-    only: str | None
+    what: str = "KILL"
+    ever: bool = False
+    only: str | None = None
 
 
 class Tracer:
-    """Follows a command to its end; ``calls`` were counted, the first struck was ``hit``."""
+    """Follows a command to its end; ``calls`` were counted, the first with a fault was ``hit``."""
 
-    def __init__(self, strike: Strike) -> None:
-        self._strike = strike
+    def __init__(self, fault: InjectedFault) -> None:
+        self._fault = fault
         self._registers = (ctypes.c_ulonglong * _REGISTERS)()
         self.calls = 0
         self.hit: str | None = None
@@ -132,24 +132,24 @@ class Tracer:
         _ptrace(_CONT, thread, 0 if ours else number)
 
     def _consider(self, main: int, thread: int) -> None:
-        """Count the call a thread is about to make, if it changes a file, and strike it."""
+        """Count the call a thread is about to make, if it changes a file, and inject the fault."""
         if not _ptrace(_GETREGS, thread, ctypes.addressof(self._registers)):
             return  # killed meanwhile
         name = _NAMES[self._registers[_ORIG_RAX]]
         arguments = [self._registers[index] for index in _ARGUMENTS]
         target = _target(thread, name, arguments)
-        if target is None or self._strike.only not in (None, name):
+        if target is None or self._fault.only not in (None, name):
             return
         self.calls += 1
-        at = self._strike.at
-        if not at or self.calls < at or (self.calls > at and not self._strike.ever):
+        at = self._fault.at
+        if not at or self.calls < at or (self.calls > at and not self._fault.ever):
             return
         self.hit = self.hit or f"{name} {target}"
-        if self._strike.what == "KILL":
+        if self._fault.what == "KILL":
             os.kill(main, signal.SIGKILL)
             return
         self._registers[_ORIG_RAX] = _NO_CALL
-        self._registers[_RAX] = 2**64 - getattr(errno, self._strike.what)
+        self._registers[_RAX] = 2**64 - getattr(errno, self._fault.what)
         _ptrace(_SETREGS, thread, ctypes.addressof(self._registers))
 
 
@@ -219,16 +219,16 @@ def _ptrace(request: int, thread: int, data: int = 0) -> bool:
 
 
 def main() -> None:
-    """Run the command under the strike the arguments name, and write the report."""
+    """Run the command with the fault that the arguments name, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--at", type=int, default=0)
-    parser.add_argument("--strike", default="KILL")
+    parser.add_argument("--fault", default="KILL")
     parser.add_argument("--ever", action="store_true")
     parser.add_argument("--only", choices=_CALLS)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
-    tracer = Tracer(Strike(given.at, given.strike, given.ever, given.only))
+    tracer = Tracer(InjectedFault(given.at, given.fault, given.ever, given.only))
     child = os.fork()
     if child == 0:
         _become(given.command)

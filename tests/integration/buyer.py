@@ -1,4 +1,4 @@
-"""A placer on real parts, with a clock of its own and a sleep that takes no time."""
+"""A purchaser on real parts, with a clock of its own and a sleep that takes no time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from harvester.ledger.sql import SqlLedger
-
+from harvester.context import Context
 from harvester.domain.orders import Account
 from harvester.domain.purchases import Purchase, by_mass
 from harvester.domain.schedule import Schedule
@@ -22,29 +21,29 @@ from harvester.lune import LuneClient
 from tests.integration.order_desk import OWN, OrderDesk
 from tests.integration.raw_server import Naps
 
-CADENCE = Schedule(timedelta(minutes=15), timedelta(hours=6))
+SCHEDULE = Schedule(timedelta(minutes=15), timedelta(hours=6))
 MASS = by_mass("259.11", "kg", metadata={"customer": "Zoë"})
 
 
 @dataclass(slots=True)
 class Buyer:
-    """A placer with everything it works on; ``at`` is its clock."""
+    """A purchaser with everything it works on; ``at`` is its clock."""
 
     desk: OrderDesk
     lune: LuneClient
-    ledger: SqlLedger
     database: Database
     path: Path
     naps: Naps
     at: datetime = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
     @property
-    def placer(self) -> Purchaser:
+    def purchaser(self) -> Purchaser:
         """A new one each time, as after a restart: nothing may depend on what it remembers."""
-        return Purchaser(self.lune, self.ledger, CADENCE, lambda: self.at, self.naps)
+        context = Context(SCHEDULE, clock=lambda: self.at)
+        return Purchaser(self.lune, self.database, context, self.naps)
 
     async def buy(self, purchase: Purchase = MASS, key: str = "K", account: str = OWN) -> Placed:
-        return await self.placer.place(await self.account(account), purchase, key)
+        return await self.purchaser.place(await self.account(account), purchase, key)
 
     async def account(self, account_id: str = OWN) -> Account:
         (found,) = await read_accounts(self.database, [account_id])
@@ -57,11 +56,11 @@ class Buyer:
         return [one.idempotency_key for one in await unsettled_purchases(self.database)]
 
     def written(self) -> list[tuple[str, str | None, str | None]]:
-        """Return key, order and refusal of every intention, as another process would see them."""
+        """Return key, order and refusal of every purchase, as another process would see them."""
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
-            rows = "SELECT idempotency_key, order_id, refusal FROM intentions ORDER BY intended_at"
+            rows = "SELECT idempotency_key, order_id, refusal FROM purchases ORDER BY recorded_at"
             return connection.execute(rows).fetchall()
 
-    async def intend(self, key: str = "K", account: str = OWN) -> None:
-        """Leave behind what a process does that is killed after writing its intention."""
+    async def leave_open(self, key: str = "K", account: str = OWN) -> None:
+        """Leave behind what a process does that is killed after recording its purchase."""
         await record_purchase(self.database, account, key, MASS, self.at)

@@ -1,4 +1,4 @@
-"""A receiver of events on loopback, that answers as told and remembers what it was sent."""
+"""A receiver of events on loopback, that answers as it should and remembers what it was sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Sent:
     headers: dict[str, str]
     body: bytes
     event: dict[str, Any]
-    taken: bool
+    accepted: bool
 
 
 @dataclass(slots=True)
@@ -36,11 +36,11 @@ class Receiver:
     most_at_once: int = 0
 
     @property
-    def taken(self) -> list[dict[str, Any]]:
+    def accepted(self) -> list[dict[str, Any]]:
         """The events that were answered with success, repetitions too."""
-        return [one.event for one in self.sent if one.taken]
+        return [one.event for one in self.sent if one.accepted]
 
-    async def take(self, request: web.Request) -> web.Response:
+    async def receive(self, request: web.Request) -> web.Response:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -61,7 +61,7 @@ async def receiving(**more: Any) -> AsyncIterator[Receiver]:
     one = Receiver(**more)
     one.hold.set()
     app = web.Application()
-    app.add_routes([web.post("/events", one.take)])
+    app.add_routes([web.post("/events", one.receive)])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
     try:

@@ -12,11 +12,11 @@ import pytest
 import structlog
 
 from harvester.app import App
-from harvester.context import Stop, utc_now
+from harvester.context import Context, Limits, Stop, utc_now
 from harvester.domain.errors import LedgerUnavailable
 from harvester.domain.schedule import Schedule
 from harvester.harvest.reports import CollectReport, SweepReport
-from harvester.ledger.queries import summarise
+from harvester.ledger.statistics import read_statistics
 from harvester.runtime.daemon import Daemon, _Every
 from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox
@@ -32,25 +32,26 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -
             await asyncio.sleep(0.05)
 
 
-def stored(harvest: App, count: int) -> Callable[[], Awaitable[bool]]:
+def stored(app: App, count: int) -> Callable[[], Awaitable[bool]]:
     async def is_so() -> bool:
-        state = await summarise(harvest.database, utc_now())
-        return state.by_certificate.get("stored", 0) == count
+        async with app.database.read() as connection:
+            statistics = await read_statistics(connection, utc_now())
+        return statistics.by_certificate.get("stored", 0) == count
 
     return is_so
 
 
-async def test_new_orders_are_found_followed_and_filed_without_being_asked(
+async def test_new_orders_are_found_followed_and_stored_without_being_asked(
     sandbox: Sandbox, opened: OpenApp
 ) -> None:
     order = sandbox.create_order("paid", hold=True)
-    async with opened(**FAST) as harvest:
-        daemon = asyncio.create_task(serve(harvest))
+    async with opened(**FAST) as app:
+        daemon = asyncio.create_task(serve(app))
         sandbox.move_order(order.id, "complete")
-        await until(stored(harvest, 1))
+        await until(stored(app, 1))
         sandbox.create_order("complete", account_id=sandbox.accounts[1].id, hold=True)
-        await until(stored(harvest, 2))
-        harvest.stop.request()
+        await until(stored(app, 2))
+        app.context.stop.request()
         await asyncio.wait_for(daemon, 5)
 
 
@@ -58,23 +59,25 @@ async def test_a_refused_key_is_said_once_and_not_asked_with_again(
     sandbox: Sandbox, opened: OpenApp
 ) -> None:
     sandbox.create_order("complete", hold=True)
-    async with opened(**FAST) as harvest:
+    async with opened(**FAST) as app:
         with structlog.testing.capture_logs() as lines:
-            daemon = asyncio.create_task(serve(harvest))
-            await until(stored(harvest, 1))
+            daemon = asyncio.create_task(serve(app))
+            await until(stored(app, 1))
             sandbox.faults.add("revoked-key")
             sandbox.journal.clear()
             await asyncio.sleep(2)  # ten sweeps' time
             asked = sandbox.journal.count()
             assert not daemon.done()
-            harvest.stop.request()
+            app.context.stop.request()
             await asyncio.wait_for(daemon, 5)
     assert 1 <= asked <= 4  # what was in flight, and one question to tell key from account
     assert len([line for line in lines if line["event"] == "key refused"]) == 1
 
 
 class Steps:
-    """Stands where sweep and collector stand; ``fault`` is what its sweeps raise."""
+    """Stands where the parts of an app stand; ``fault`` is what its sweeps raise."""
+
+    receivers = ()
 
     def __init__(self, fault: BaseException | None = None) -> None:
         self.fault = fault
@@ -88,6 +91,9 @@ class Steps:
     async def settle_open(self) -> int:
         return 0
 
+    async def prune(self) -> None:
+        raise LedgerUnavailable("there is none to keep house in")
+
     async def run_once(self, followed: object = None) -> Any:
         if followed is None:
             return CollectReport()
@@ -99,25 +105,32 @@ class Steps:
         return SweepReport()
 
 
-def daemon_of(
-    steps: Steps, stop: Stop, requests: Callable[[], int] = lambda: 0, **more: Any
-) -> Daemon:
-    async def nothing() -> None:
-        return None
+class AppOfSteps:
+    """As much of an app as the daemon takes; ``requests`` is asked whenever it looks."""
 
-    anything = cast("Any", steps)
-    return Daemon(
-        lune=anything,
-        book=anything,
-        sweep=anything,
-        collector=anything,
-        placer=anything,
-        schedule=Schedule(timedelta(milliseconds=200), timedelta(seconds=1)),
-        housekeeping=nothing,
-        requests=requests,
-        stop=stop,
-        **more,
-    )
+    takes_webhooks = False
+
+    def __init__(self, steps: Steps, context: Context, requests: Callable[[], int]) -> None:
+        self.accounts = self.sweep = self.collector = self.purchaser = self.dispatcher = steps
+        self.context = context
+        self._requests = requests
+
+    @property
+    def requests(self) -> int:
+        return self._requests()
+
+
+def daemon_of(
+    steps: Steps,
+    stop: Stop,
+    requests: Callable[[], int] = lambda: 0,
+    *,
+    limits: Limits | None = None,
+    wall: Callable[[], float] = time.time,
+) -> Daemon:
+    schedule = Schedule(timedelta(milliseconds=200), timedelta(seconds=1))
+    context = Context(schedule, stop, limits=limits or Limits())
+    return Daemon(cast("App", AppOfSteps(steps, context, requests)), wall)
 
 
 async def test_a_fault_that_time_can_mend_does_not_end_the_process() -> None:
@@ -160,7 +173,9 @@ async def test_a_second_request_abandons_what_is_in_flight_at_once() -> None:
 
 async def test_what_does_not_end_within_the_grace_time_is_abandoned() -> None:
     stop, steps = Stop(), Steps()
-    running = asyncio.create_task(daemon_of(steps, stop, grace=0.2).run_forever())
+    running = asyncio.create_task(
+        daemon_of(steps, stop, limits=Limits(stop_grace=0.2)).run_forever()
+    )
     await asyncio.wait_for(steps.hanging.wait(), 5)
     stop.request()
     await asyncio.wait_for(running, 5)

@@ -57,7 +57,8 @@ def fast() -> FastTime:
 @pytest.fixture
 async def lune(api: Served, fast: FastTime) -> AsyncIterator[LuneClient]:
     rate_limiter = RateLimiter(1, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, sleep=fast.sleep) as client:
+    options = ClientOptions(sleep=fast.sleep)
+    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, options) as client:
         yield client
 
 
@@ -163,11 +164,9 @@ async def test_a_page_over_the_cap_is_asked_for_in_halves(api: Served, fast: Fas
         return page([order(f"o{n}") for n in range(int(request.query["limit"]))], "next")
 
     api.replies["/orders"] = reply
-    room_for_30 = 30 * len(json.dumps(order("o10")))
+    room_for_30 = ClientOptions(largest_json=30 * len(json.dumps(order("o10"))))
     rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(
-        api.base_url, lambda: KEY, rate_limiter, caps=ClientOptions(json=room_for_30)
-    ) as lune:
+    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, room_for_30) as lune:
         assert len((await lune.fetch_orders(OWN, "place")).orders) == 25
     asked = [(request.query["limit"], request.query["after"]) for request in api.requests]
     assert asked == [("100", "place"), ("50", "place"), ("25", "place")]
@@ -176,9 +175,8 @@ async def test_a_page_over_the_cap_is_asked_for_in_halves(api: Served, fast: Fas
 async def test_a_single_order_over_the_cap_is_given_up(api: Served, fast: FastTime) -> None:
     api.replies["/orders"] = lambda _: page([order("o1", metadata={"n": "x" * 2000})])
     rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(
-        api.base_url, lambda: KEY, rate_limiter, caps=ClientOptions(json=1000)
-    ) as lune:
+    options = ClientOptions(largest_json=1000)
+    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, options) as lune:
         with pytest.raises(errors.UnexpectedAnswer, match="too large"):
             await lune.fetch_orders(OWN)
     assert [request.query["limit"] for request in api.requests] == [

@@ -16,13 +16,13 @@ import pytest
 
 from harvester.domain import errors
 from harvester.domain.orders import Account
-from harvester.lune import Deadlines, LuneClient, RateLimiter
+from harvester.lune import ClientOptions, Deadlines, LuneClient, RateLimiter
 from tests.integration.raw_server import Naps, raw_server, saying
 from tests.needs import cannot
 
 OWN = Account("own", "own", "live", "account", "GBP", None, "org", is_default=True)
 ORDER = b'{"id": "o1", "status": "placed", "created_at": "2023-01-04T15:00:27Z"}'
-PATIENCE = Deadlines(connect=0.3, read=0.3, total=1.0)
+DEADLINES = Deadlines(connect=0.3, read=0.3, total=1.0)
 
 
 def whole(body: bytes = ORDER, extra: bytes = b"") -> bytes:
@@ -34,9 +34,9 @@ def whole(body: bytes = ORDER, extra: bytes = b"") -> bytes:
 async def asking(
     port: int, scheme: str = "http", host: str = "127.0.0.1", **options: Any
 ) -> AsyncIterator[LuneClient]:
-    options = {"deadlines": PATIENCE, "sleep": Naps(), **options}
+    chosen = ClientOptions(**{"deadlines": DEADLINES, "sleep": Naps(), **options})
     base = f"{scheme}://{host}:{port}/v1"
-    async with LuneClient(base, lambda: "key", RateLimiter(1000), **options) as lune:
+    async with LuneClient(base, lambda: "key", RateLimiter(1000), chosen) as lune:
         yield lune
 
 
@@ -104,11 +104,12 @@ async def test_cookies_are_not_kept() -> None:
         assert not any(b"ookie" in head for head in server.heads)
 
 
-async def test_every_try_passes_the_pacer() -> None:
+async def test_every_try_passes_the_rate_limiter() -> None:
     async with raw_server(saying(close=True)) as server:
         rate_limiter = RateLimiter(1000)
         base = f"http://127.0.0.1:{server.port}/v1"
-        async with LuneClient(base, lambda: "key", rate_limiter, sleep=Naps()) as lune:
+        options = ClientOptions(sleep=Naps())
+        async with LuneClient(base, lambda: "key", rate_limiter, options) as lune:
             with pytest.raises(errors.Unreachable):
                 await lune.fetch_order(OWN, "o1")
         assert rate_limiter.requests == len(server.heads) == 4
@@ -208,12 +209,12 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
 async def test_a_certificate_nobody_vouches_for_is_refused_before_the_key_is_sent(
     self_signed: ssl.SSLContext, tmp_path: Path
 ) -> None:
-    patient = Deadlines(connect=5, read=5, total=10)
+    ample = Deadlines(connect=5, read=5, total=10)
     async with raw_server(saying(whole()), ssl=self_signed) as server:
-        async with asking(server.port, "https", deadlines=patient) as lune:
+        async with asking(server.port, "https", deadlines=ample) as lune:
             with pytest.raises(errors.Unreachable, match="tls: certificate refused"):
                 await lune.fetch_order(OWN, "o1")
         assert server.heads == []
         trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
-        async with asking(server.port, "https", deadlines=patient, tls=trusting) as lune:
+        async with asking(server.port, "https", deadlines=ample, tls=trusting) as lune:
             assert (await lune.fetch_order(OWN, "o1")).id == "o1"

@@ -20,7 +20,7 @@ from tests.integration.raw_server import Answer, Naps, RawServer, raw_server, sa
 OWN = Account("own", "own", "live", "account", "GBP", None, "org", is_default=True)
 ORDER = b'{"id": "o1", "status": "placed", "created_at": "2023-01-04T15:00:27Z"}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-PATIENCE = Deadlines(connect=0.3, read=0.3, total=0.6)
+DEADLINES = Deadlines(connect=0.3, read=0.3, total=0.6)
 
 
 def whole(body: bytes = ORDER) -> bytes:
@@ -35,9 +35,9 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 @asynccontextmanager
 async def asking(port: int, scheme: str = "http", **options: Any) -> AsyncIterator[LuneClient]:
-    options = {"deadlines": PATIENCE, "sleep": Naps(), **options}
+    chosen = ClientOptions(**{"deadlines": DEADLINES, "sleep": Naps(), **options})
     base = f"{scheme}://127.0.0.1:{port}/v1"
-    async with LuneClient(base, lambda: "key", RateLimiter(1000), **options) as lune:
+    async with LuneClient(base, lambda: "key", RateLimiter(1000), chosen) as lune:
         yield lune
 
 
@@ -106,8 +106,8 @@ async def test_a_certificate_has_a_deadline_of_its_own() -> None:
             writer.write(b"%")
             await asyncio.sleep(0.05)
 
-    patience = Deadlines(connect=1, read=1, total=0.1, certificate_total=20)
-    async with raw_server(slow) as server, asking(server.port, deadlines=patience) as lune:
+    deadlines = Deadlines(connect=1, read=1, total=0.1, certificate_total=20)
+    async with raw_server(slow) as server, asking(server.port, deadlines=deadlines) as lune:
         assert (await lune.fetch_certificate(OWN, "o1")).data == b"%" * 10
 
 
@@ -203,7 +203,7 @@ async def endless(_: int, writer: asyncio.StreamWriter) -> None:
 async def test_a_body_over_the_cap_is_left_at_once_and_not_asked_again(answer: Answer) -> None:
     tracemalloc.start()
     try:
-        error, server = await failure(answer, caps=ClientOptions(json=10_000))
+        error, server = await failure(answer, largest_json=10_000)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -16,6 +16,7 @@ from harvester.domain import errors
 from harvester.domain.orders import Account
 from harvester.lune import (
     BundleShare,
+    ClientOptions,
     Deadlines,
     LuneClient,
     Purchase,
@@ -29,7 +30,7 @@ from tests.integration.served_api import FastTime
 
 OWN = Account("own", "own", "live", "account", "GBP", None, "org", is_default=True)
 CLIENT = replace(OWN, id="client", scope="client_account", is_default=False)
-PATIENCE = Deadlines(connect=0.3, read=0.3, total=1.0)
+DEADLINES = Deadlines(connect=0.3, read=0.3, total=1.0)
 MASS = by_mass("259.110", "kg", [BundleShare("Asia1", Decimal(100))], {"customer": "Zoë"})
 ORDER = {
     "id": "o1",
@@ -127,14 +128,10 @@ async def ordering(answer: Answer) -> AsyncIterator[tuple[LuneClient, Wire, Fast
     wire, hours = Wire(answer), FastTime()
     server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
+    base = f"http://127.0.0.1:{port}/v1"
     rate_limiter = RateLimiter(1000, clock=hours.clock, sleep=hours.sleep)
-    client = LuneClient(
-        f"http://127.0.0.1:{port}/v1",
-        lambda: "secret-key",
-        rate_limiter,
-        deadlines=PATIENCE,
-        sleep=hours.sleep,
-    )
+    options = ClientOptions(DEADLINES, sleep=hours.sleep)
+    client = LuneClient(base, lambda: "secret-key", rate_limiter, options)
     try:
         async with client as lune:
             yield lune, wire, hours

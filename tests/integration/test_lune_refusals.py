@@ -1,4 +1,4 @@
-"""What the client makes of refusals: each its class, and the key, the account, the pace kept."""
+"""What the client makes of refusals: each its class; what the key, the account, the rate do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from harvester.domain import errors
 from harvester.domain.orders import Account
-from harvester.lune import LuneClient, RateLimiter
+from harvester.lune import ClientOptions, LuneClient, RateLimiter
 from tests.integration.served_api import FastTime, Served, lune_error, served_api
 
 KEY = "canary-KEY.0123456789"  # could pass for a code or a CF-Ray
@@ -40,7 +40,8 @@ def fast() -> FastTime:
 @pytest.fixture
 async def lune(api: Served, fast: FastTime) -> AsyncIterator[LuneClient]:
     rate_limiter = RateLimiter(1, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, sleep=fast.sleep) as client:
+    options = ClientOptions(sleep=fast.sleep)
+    async with LuneClient(api.base_url, lambda: KEY, rate_limiter, options) as client:
         yield client
 
 
@@ -160,22 +161,23 @@ async def test_after_the_key_was_refused_nothing_is_asked_until_a_probe_succeeds
     api.replies["/accounts/me"] = reply
     api.replies["/orders/o1"] = reply
     rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
-    async with LuneClient(api.base_url, lambda: keys[0], rate_limiter, sleep=fast.sleep) as lune:
+    options = ClientOptions(sleep=fast.sleep)
+    async with LuneClient(api.base_url, lambda: keys[0], rate_limiter, options) as lune:
         for _ in range(5):
             with pytest.raises(errors.KeyRefused):
                 await lune.fetch_order(OWN, "o1")
-        assert lune.refused
+        assert lune.key_refused
         assert len(api.requests) == 1
         with pytest.raises(errors.KeyRefused):
             await lune.probe()
         assert len(api.requests) == 2
         del keys[0]
         assert (await lune.probe()).id == "own"
-        assert not lune.refused
+        assert not lune.key_refused
         assert (await lune.fetch_own_account()).id == "own"
 
 
-async def test_those_who_wait_in_the_pacer_are_turned_away_at_once(api: Served) -> None:
+async def test_those_who_wait_for_a_turn_are_turned_away_at_once(api: Served) -> None:
     api.replies["/orders/o1"] = lambda _: lune_error(401, "unauthorised")
     # One request an hour: a waiter that is not turned away waits longer than the test may take.
     async with LuneClient(api.base_url, lambda: KEY, RateLimiter(1 / 3600)) as lune:
@@ -211,7 +213,7 @@ async def test_a_401_for_one_account_refuses_that_account_only(
         await lune.fetch_order(OTHER, "o1")
     assert (caught.value.status, caught.value.path) == (401, "/v1/orders/o1")
     assert api.paths == ["/v1/orders/o1", "/v1/accounts/me"]
-    assert not lune.refused
+    assert not lune.key_refused
     assert (await lune.fetch_order(OWN, "o1")).id == "o1"
 
 
@@ -231,7 +233,7 @@ async def test_a_401_for_an_account_and_for_the_key_refuses_the_key(
     calls = [lune.fetch_order(OTHER, "o1") for _ in range(5)]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {errors.KeyRefused}
-    assert lune.refused
+    assert lune.key_refused
     assert api.paths.count("/v1/accounts/me") == 1
 
 
@@ -242,7 +244,7 @@ async def test_a_key_that_cannot_be_confirmed_just_now_is_not_refused(
     api.replies["/accounts/me"] = lambda _: web.Response(status=502)
     with pytest.raises(errors.ServerFault):
         await lune.fetch_order(OTHER, "o1")
-    assert not lune.refused
+    assert not lune.key_refused
 
 
 async def test_a_429_makes_every_request_wait(
@@ -277,7 +279,8 @@ async def test_the_key_is_in_no_error_and_no_log_line(api: Served, fast: FastTim
     rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
     texts: list[str] = []
     with capture_logs() as logs:
-        async with LuneClient(api.base_url, lambda: KEY, rate_limiter, sleep=fast.sleep) as lune:
+        options = ClientOptions(sleep=fast.sleep)
+        async with LuneClient(api.base_url, lambda: KEY, rate_limiter, options) as lune:
             texts += [repr(lune), str(vars(lune))]
             for order_id in ("o1", "o2", "o3", "o4", "o5"):
                 with pytest.raises(errors.LuneError) as caught:

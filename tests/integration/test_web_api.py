@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.sandbox import Sandbox
 from tests.integration.web_service import AUTHORIZED, TOKEN, Service, serving
@@ -21,7 +20,7 @@ async def known(service: Service, count: int) -> None:
     await service.until(are_known)
 
 
-async def test_without_the_token_nothing_is_told(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_without_the_token_nothing_is_said(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.create_order("paid", hold=True)
     wrong: tuple[dict[str, str], ...] = (
         {},
@@ -115,11 +114,10 @@ async def _put_at_one_instant(service: Service) -> None:
     rows = (await service.json("/v1/orders"))["orders"]
     chosen = ", ".join(f"'{row['id']}'" for row in rows[::2])
 
-    async def work(connection: AsyncConnection) -> None:
-        statement = f"UPDATE orders SET created_at = 1700000000000000 WHERE id IN ({chosen})"
-        await connection.exec_driver_sql(statement)
-
-    await service.harvest.database.write(work)
+    async with service.app.database.transaction() as tx:
+        await tx.exec_driver_sql(
+            f"UPDATE orders SET created_at = 1700000000000000 WHERE id IN ({chosen})"
+        )
 
 
 async def test_the_filters_are_those_of_the_command(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -187,8 +185,8 @@ async def test_an_order_of_two_accounts_has_to_be_asked_for_with_its_account(
 
 
 async def _copy_to_the_other_account(service: Service, order_id: str, account_id: str) -> None:
-    async def work(connection: AsyncConnection) -> None:
-        ask = connection.exec_driver_sql
+    async with service.app.database.transaction() as tx:
+        ask = tx.exec_driver_sql
         columns = [row.name for row in await ask("PRAGMA table_info(orders)")]
         kept = ", ".join(column for column in columns if column not in {"key", "account_key"})
         account_key = f"(SELECT key FROM accounts WHERE id = '{account_id}')"
@@ -198,8 +196,6 @@ async def _copy_to_the_other_account(service: Service, order_id: str, account_id
         )
         newest = "(SELECT max(key) FROM orders)"
         await ask(f"INSERT INTO order_documents SELECT {newest}, document FROM order_documents")
-
-    await service.harvest.database.write(work)
 
 
 async def test_an_order_is_shown_as_the_command_shows_it(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harvester.context import utc_now
-from harvester.ledger.outbox import KEPT_WHEN_DELIVERED, SqlOutbox
+from harvester.ledger.outbox import KEPT_WHEN_DELIVERED, prune_events
 from harvester.sandbox import Sandbox
 from tests.integration.web_service import Service, serving
 
@@ -25,14 +25,14 @@ async def service(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Service]:
         yield one
 
 
-def told(answer: Any) -> list[str]:
+def subjects(answer: Any) -> list[str]:
     return [f"{event['type']} {event['subject']}" for event in answer["changes"]]
 
 
 async def test_a_reader_goes_on_where_it_was(sandbox: Sandbox, service: Service) -> None:
     first = await service.json("/v1/changes")
     (order,) = (await service.json("/v1/orders"))["orders"]
-    assert told(first) == [
+    assert subjects(first) == [
         f"order.status_changed {order['id']}",
         f"certificate.stored {order['id']}",
     ]
@@ -43,7 +43,7 @@ async def test_a_reader_goes_on_where_it_was(sandbox: Sandbox, service: Service)
 
     later = sandbox.create_order("paid", hold=True)
     second = await service.json("/v1/changes?after=2&wait=20")
-    assert told(second) == [f"order.status_changed {later.id}"]
+    assert subjects(second) == [f"order.status_changed {later.id}"]
     assert second["next"] == 3
 
 
@@ -64,7 +64,7 @@ async def test_who_waits_is_answered_when_something_happens(
     assert not waiting.done()
     order = sandbox.create_order("paid", hold=True)
     async with asyncio.timeout(15):
-        assert told(await waiting) == [f"order.status_changed {order.id}"]
+        assert subjects(await waiting) == [f"order.status_changed {order.id}"]
 
 
 async def test_who_waits_in_vain_is_answered_when_the_wait_is_over(service: Service) -> None:
@@ -92,7 +92,7 @@ async def test_many_who_wait_leave_room_for_others(sandbox: Sandbox, service: Se
 async def test_a_number_that_is_kept_no_more_or_never_was_is_gone(
     service: Service, after: int
 ) -> None:
-    await SqlOutbox(service.harvest.database).prune(utc_now() + KEPT_WHEN_DELIVERED * 1.1)
+    await prune_events(service.app.database, utc_now() + KEPT_WHEN_DELIVERED * 1.1)
     status, headers, body = await service.get(f"/v1/changes?after={after}")
     assert status == 410
     assert headers["Content-Type"] == "application/problem+json"

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from harvester.context import Context, Limits, Stop, utc_now
 from harvester.domain.errors import StorageUnavailable
+from harvester.ledger.accounts import begin_sweep, finish_sweep, read_accounts
+from harvester.liveness import Check, Liveness, StepHungError
+from harvester.lune import ClientOptions
 from harvester.sandbox import Sandbox
-from harvester.web.health import Check, Health, Probe
+from harvester.web.health import Health, Probe
+from tests.contract.ledger_cases import SCHEDULE
+from tests.integration.conftest import OpenApp
+from tests.integration.raw_server import Naps
 from tests.integration.web_service import serving
 
 
-class Steps:
-    """Stands where the daemon's watch stands."""
-
-    def __init__(self, lag: float = 0.0, **ages: float) -> None:
-        self.lag = lag
-        self.ages = ages
+def wrong(checks: Sequence[Check]) -> list[str]:
+    return [check.name for check in checks if check.cause is not None]
 
 
-async def nothing() -> None:
-    return None
-
-
-def health_of(steps: Steps | None = None, **changed: Any) -> Health:
-    async def age() -> timedelta:
-        return timedelta(seconds=1)
-
-    parts: dict[str, Any] = {
-        "progress": steps or Steps(),
-        "requests": lambda: 0,
-        "key_refused": lambda: False,
-        "sweep_age": age,
-        "sweep_interval": timedelta(minutes=15),
-        "probes": [],
-    }
-    return Health(**parts | changed)
-
-
-def wrong(checks: list[Check]) -> list[str]:
-    return [check.name for check in checks if check.why is not None]
+def watching(limits: Limits, requests: Callable[[], int] = lambda: 0) -> tuple[Liveness, Stop]:
+    """Make what watches the loop and one step, a sweep that has begun; and what ends it."""
+    stop = Stop()
+    liveness = Liveness(Context(SCHEDULE, stop, limits=limits), requests)
+    liveness.expect("sweep", 60.0)
+    liveness.began("sweep")
+    return liveness, stop
 
 
 async def test_a_service_that_works_is_alive_and_ready(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -83,7 +76,7 @@ async def test_an_archive_that_is_gone_is_not_ready_and_says_why(
         status, _, body = await service.get("/readyz")
         check = json.loads(body)["checks"]["archive"]
         assert status == 503
-        assert "archive" in check["why"]
+        assert "archive" in check["cause"]
         (tmp_path / "elsewhere").rename(tmp_path / "archive")
 
 
@@ -91,33 +84,52 @@ async def test_a_fresh_service_is_not_ready_before_its_first_good_sweep(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.faults.add("server-errors,share=1")
-    async with serving(sandbox, tmp_path) as service:
+    async with serving(sandbox, tmp_path, options=ClientOptions(sleep=Naps())) as service:
         status, _, body = await service.get("/readyz")
         assert status == 503
-        assert json.loads(body)["checks"]["sweep"]["why"] == "no account was swept yet"
+        assert json.loads(body)["checks"]["sweep"]["cause"] == "no account was swept yet"
 
 
-async def test_an_old_sweep_is_not_ready() -> None:
-    async def age() -> timedelta:
-        return timedelta(minutes=36)
+async def test_an_old_sweep_is_not_ready(opened: OpenApp) -> None:
+    async with opened(sweep_interval="15m") as app:
+        await app.accounts.accounts()
+        health = Health(app, watching(Limits())[0], app.database)
+        assert wrong(await health.ready()) == ["sweep"]  # none yet
+        for age, names in ((34, []), (36, ["sweep"])):
+            now = utc_now()
+            for account in await read_accounts(app.database):
+                mark, at = await begin_sweep(app.database, account.id), now - timedelta(minutes=age)
+                await finish_sweep(app.database, account.id, mark, at, now, joined=True)
+            assert wrong(await health.ready()) == names
+        await health.close()
 
-    assert wrong(await health_of(sweep_age=age).ready()) == ["sweep"]
-    assert wrong(await health_of().ready()) == []
+
+async def test_a_late_loop_and_a_silent_step_are_not_alive(opened: OpenApp) -> None:
+    liveness, _ = watching(Limits(step_timeout=0.2))
+    async with opened() as app:
+        health = Health(app, liveness, app.database)
+        assert wrong(health.live()) == []
+        liveness.lag = 11.0
+        assert wrong(health.live()) == ["loop"]
+        with pytest.raises(StepHungError, match="sweep does nothing"):
+            await liveness.run(lambda: None)
+        assert wrong(health.live()) == ["sweep"]
 
 
-async def test_a_late_loop_and_a_silent_step_are_not_alive() -> None:
-    assert wrong(await health_of(Steps(lag=11.0)).live()) == ["loop"]
-    clock = iter((0.0, 1000.0))
-    silent = health_of(Steps(sweep=1000.0, collect=1.0), monotonic=lambda: next(clock))
-    assert wrong(await silent.live()) == ["sweep"]
+async def test_a_step_that_asks_lune_for_hours_is_alive(opened: OpenApp) -> None:
+    asked = itertools.count(1)
+    liveness, stop = watching(Limits(step_timeout=0.2), lambda: next(asked))
+    looks: list[list[str]] = []
+    async with opened() as app:
+        health = Health(app, liveness, app.database)
 
+        def looked() -> None:
+            looks.append(wrong(health.live()))
+            if len(looks) == 4:  # several times as long as a silent step would have
+                stop.request()
 
-async def test_a_step_that_asks_lune_for_hours_is_alive() -> None:
-    clock, asked = iter((0.0, 20_000.0)), iter((1, 2))
-    busy = health_of(
-        Steps(sweep=20_000.0), requests=lambda: next(asked), monotonic=lambda: next(clock)
-    )
-    assert wrong(await busy.live()) == []
+        await asyncio.wait_for(liveness.run(lambda: None, looked), 20)
+    assert looks == [[]] * 4
 
 
 async def test_a_probe_is_not_tried_twice_at_a_time_nor_again_at_once() -> None:
@@ -130,7 +142,7 @@ async def test_a_probe_is_not_tried_twice_at_a_time_nor_again_at_once() -> None:
         await hang.wait()
         raise StorageUnavailable("the disk is full")
 
-    probe = Probe("archive", work, patience=0.05)
+    probe = Probe("archive", work, timeout=0.05)
     first, second = await asyncio.gather(probe.check(), probe.check())
     assert first == second == Check("archive", "no answer within 0.05 s")
     hang.set()
@@ -142,6 +154,6 @@ async def test_a_probe_is_not_tried_twice_at_a_time_nor_again_at_once() -> None:
 
 
 async def test_a_probe_that_hangs_ends_with_the_service() -> None:
-    probe = Probe("archive", asyncio.Event().wait, patience=0.05)  # type: ignore[arg-type]  # a check that hangs, and so never returns
+    probe = Probe("archive", asyncio.Event().wait, timeout=0.05)  # type: ignore[arg-type]  # a check that hangs, and so never returns
     await probe.check()
     await asyncio.wait_for(probe.close(), 5)

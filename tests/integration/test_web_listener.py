@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from harvester.context import Limits, utc_now
+from harvester.ledger.statistics import read_statistics
 from harvester.sandbox import Sandbox
 from harvester.web.listener import MOST_CONNECTIONS
 from tests.integration.web_service import AUTHORIZED, Service, serving
@@ -22,14 +27,14 @@ async def service(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Service]:
         yield one
 
 
-async def exchange(port: int, *pieces: bytes, patience: float = 20) -> bytes:
+async def exchange(port: int, *pieces: bytes) -> bytes:
     """Send bytes and return all that comes until the listener hangs up."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(20):
             return await reader.read()
     except ConnectionError:
         return b""
@@ -83,13 +88,20 @@ async def test_a_head_over_16_kib_is_cut_off(service: Service) -> None:
     assert answer.startswith(b"HTTP/1.1 431 ") or not answer
 
 
-async def test_a_head_that_trickles_has_ten_seconds(service: Service) -> None:
-    began = asyncio.get_running_loop().time()
-    assert await exchange(service.port, b"GET /healthz HTT") == b""
-    assert 5 < asyncio.get_running_loop().time() - began < 19
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /healthz HTT", request("GET /healthz HTTP/1.1")],
+    ids=["nothing", "half a head", "a first request and no second"],
+)
+async def test_a_head_has_so_long_to_come(sandbox: Sandbox, tmp_path: Path, sent: bytes) -> None:
+    async with serving(sandbox, tmp_path, limits=Limits(request_head=0.4)) as service:
+        began = asyncio.get_running_loop().time()
+        answer = await exchange(service.port, sent)
+        assert answer.startswith(b"HTTP/1.1 200 " if sent.endswith(b"\r\n\r\n") else b"")
+        assert 0.3 < asyncio.get_running_loop().time() - began < 8
 
 
-async def test_a_body_that_does_not_come_has_ten_seconds(service: Service) -> None:
+async def test_a_body_has_so_long_to_come(sandbox: Sandbox, tmp_path: Path) -> None:
     head = request(
         "POST /v1/orders HTTP/1.1",
         "Content-Type: application/json",
@@ -97,8 +109,11 @@ async def test_a_body_that_does_not_come_has_ten_seconds(service: Service) -> No
         f"Authorization: {AUTHORIZED['Authorization']}",
         body=b"{",
     )
-    answer = await exchange(service.port, head)
-    assert answer.startswith(b"HTTP/1.1 408 ")
+    async with serving(sandbox, tmp_path, limits=Limits(request_body=0.4)) as service:
+        began = asyncio.get_running_loop().time()
+        answer = await exchange(service.port, head)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert 0.3 < asyncio.get_running_loop().time() - began < 8
 
 
 async def test_a_body_over_a_mebibyte_is_refused(service: Service) -> None:
@@ -149,30 +164,43 @@ async def test_idle_connections_hold_nobody_up(service: Service, sandbox: Sandbo
             writer.close()
 
 
-async def test_an_answer_that_nobody_reads_is_given_up(sandbox: Sandbox, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "limits", [Limits(unread_response=0.5), Limits(response=0.5)], ids=["unread", "in all"]
+)
+async def test_an_answer_that_nobody_reads_is_given_up(
+    sandbox: Sandbox, tmp_path: Path, limits: Limits
+) -> None:
     for number in range(400):
         sandbox.create_order("paid", hold=True, metadata={"text": "x" * 4000, "n": str(number)})
-    async with serving(sandbox, tmp_path) as service:
+    ask = request(
+        "GET /v1/orders?limit=500 HTTP/1.1", f"Authorization: {AUTHORIZED['Authorization']}"
+    )
+    async with serving(sandbox, tmp_path, limits=limits) as service:
 
         async def recorded() -> bool:
-            return len((await service.json("/v1/orders?limit=500"))["orders"]) == 400
+            async with service.app.database.read() as connection:
+                return sum((await read_statistics(connection, utc_now())).by_status.values()) == 400
 
         await service.until(recorded)
-        reader, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1024)
-        ask = request(
-            "GET /v1/orders?limit=500 HTTP/1.1", f"Authorization: {AUTHORIZED['Authorization']}"
-        )
-        writer.write(ask * 8)
-        async with asyncio.timeout(60):
-            while not await _is_hung_up(reader, writer):  # noqa: ASYNC110 - nothing tells of a hang-up
-                await asyncio.sleep(0.5)
-        writer.close()
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(ask * 8)
+            events = select.poll()
+            events.register(connection, select.POLLHUP)
+            async with asyncio.timeout(15):  # less than the limits are by default
+                while not events.poll(0):
+                    await asyncio.sleep(0.5)  # more often, and the kernel would wait on and on
+                    with suppress(ConnectionError):
+                        connection.send(b"\r\n")  # what is gone says so when it is sent something
 
 
-async def _is_hung_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    try:
-        writer.write(b"\r\n")
-        await writer.drain()
-    except ConnectionError:
-        return True
-    return reader.exception() is not None or writer.is_closing()
+async def test_an_answer_that_is_not_made_in_time_is_given_up(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    ask = request(
+        "GET /v1/changes?after=0&wait=60 HTTP/1.1",
+        f"Authorization: {AUTHORIZED['Authorization']}",
+    )
+    async with serving(sandbox, tmp_path, limits=Limits(response=0.4)) as service:
+        began = asyncio.get_running_loop().time()
+        assert await exchange(service.port, ask) == b""
+        assert 0.3 < asyncio.get_running_loop().time() - began < 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,13 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 
+from harvester.domain import orders
+from harvester.domain.errors import NotFound
+from harvester.domain.events import EventType
+from harvester.domain.lifecycle import STATUSES
 from harvester.sandbox import Sandbox
+from harvester.web import changes, parameters
+from harvester.web.local_socket import error_members
 from tests.integration.web_service import TOKEN, Service, serving
 
 DESCRIPTION: dict[str, Any] = json.loads(
@@ -55,6 +62,138 @@ async def test_what_is_described_is_what_is_served(service: Service) -> None:
         }
 
 
+async def test_every_member_that_is_served_is_described(service: Service) -> None:
+    rows = (await service.json("/v1/orders"))["orders"]
+    for row in rows:
+        assert set(row) == set(properties("Order"))
+        shown = await service.json(f"/v1/orders/{row['id']}")
+        described = properties("OrderDetail")
+        assert set(shown) == set(described)
+        for name in ("transitions", "certificates", "anomalies"):
+            for one in shown[name]:
+                assert set(one) == set(described[name]["items"]["properties"])
+        if row["certificate"] is not None:
+            assert set(row["certificate"]) == set(properties("Certificate"))
+    asked = {"references": [rows[0]["id"], "nobody"]}
+    for tracked in (await service.json("/v1/orders", "POST", json=asked))["tracked"]:
+        assert set(tracked) == set(properties("Tracked"))
+    for event in (await service.json("/v1/changes"))["changes"]:
+        assert set(event) == set(properties("Event"))
+        assert set(event["data"]) <= set(properties("Event")["data"]["properties"])
+    for fault in (
+        await service.json("/v1/orders/nobody"),
+        await service.json("/v1/changes?after=999"),
+        await service.json("/v1/orders?limit=0"),
+    ):
+        assert set(fault) <= set(properties("Problem"))
+
+
+def properties(schema: str) -> dict[str, Any]:
+    found: dict[str, Any] = DESCRIPTION["components"]["schemas"][schema]["properties"]
+    return found
+
+
+def parameter(path: str, name: str) -> dict[str, Any]:
+    """Return the schema of a parameter of a path's GET."""
+    item = DESCRIPTION["paths"][path]
+    (found,) = [
+        one["schema"]
+        for one in [*item.get("parameters", ()), *item["get"].get("parameters", ())]
+        if one["name"] == name
+    ]
+    return dict(found)
+
+
+def page(path: str, name: str) -> dict[str, Any]:
+    """Return the schema of the list in the answer of a path's GET."""
+    answer = DESCRIPTION["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+    found: dict[str, Any] = answer["schema"]["properties"][name]
+    return found
+
+
+def test_its_limits_are_those_of_the_code() -> None:
+    limit = parameter("/orders", "limit")
+    assert (limit["maximum"], limit["default"]) == (parameters.MOST_ORDERS, parameters._ORDERS)
+    assert page("/orders", "orders")["maxItems"] == parameters.MOST_ORDERS
+    for name in ("status", "idempotency_key"):
+        text = parameter("/orders", name)
+        assert (text["minLength"], text["maxLength"]) == (1, parameters._LONGEST_TEXT)
+    wanted = parameter("/orders/{id}/certificate", "version")
+    assert wanted["maximum"] == parameters._LARGEST_VERSION
+    limit = parameter("/changes", "limit")
+    assert (limit["maximum"], limit["default"]) == (changes.MOST_CHANGES, changes._CHANGES)
+    assert page("/changes", "changes")["maxItems"] == changes.MOST_CHANGES
+    assert parameter("/changes", "wait")["maximum"] == changes.MOST_SECONDS
+    assert parameter("/changes", "after")["maximum"] == changes._LARGEST
+
+
+def test_its_patterns_are_those_of_the_code() -> None:
+    rule = f"^{orders._IDENTIFIER.pattern}$"
+    ids = [
+        one["schema"]["pattern"]
+        for item in DESCRIPTION["paths"].values()
+        for operation in (item, *(item[method] for method in ("get", "post") if method in item))
+        for one in operation.get("parameters", ())
+        if one["name"] in {"id", "account_id"}
+    ]
+    assert len(ids) == 6
+    assert {*ids, properties("Track")["account_id"]["pattern"]} == {rule}
+    # A cursor is a date, which has fewer digits than the code looks at, and two ids.
+    pattern = re.compile(parameter("/orders", "after")["pattern"])
+    for text in ("0.a.b", f"-{'1' * 17}.a.b", f"{'1' * 17}.{'a' * 64}.{'b' * 64}"):
+        assert pattern.search(text)
+        assert parameters._CURSOR.fullmatch(text)
+    for text in ("a.b", f"{'9' * 18}.a.b", f"1.{'a' * 65}.b", "1.a.b.c", "1.a/.b"):
+        assert not pattern.search(text)
+        with pytest.raises(ValueError, match="take it from next"):
+            parameters._cursor(text)
+
+
+def test_its_body_is_that_of_the_code() -> None:
+    read = parameters.TrackRequest.model_json_schema()
+    assert properties("Track").keys() == read["properties"].keys()
+    track = DESCRIPTION["components"]["schemas"]["Track"]
+    assert track["required"] == read["required"]
+    assert track["additionalProperties"] == read["additionalProperties"]
+    references, by_key, account_id = (
+        (properties("Track")[name], read["properties"][name])
+        for name in ("references", "by_key", "account_id")
+    )
+    for name in ("type", "minItems", "maxItems", "items"):
+        assert references[0][name] == references[1][name]
+    for name in ("type", "default"):
+        assert by_key[0][name] == by_key[1][name]
+    text, null = account_id[1]["anyOf"]
+    assert account_id[0]["type"] == [text["type"], null["type"]]
+    assert account_id[0]["default"] is account_id[1]["default"] is None
+    # Rust's expressions, which pydantic has, write the end of a text otherwise.
+    assert account_id[0]["pattern"] == text["pattern"].removesuffix(r"\z") + "$"
+
+
+def test_its_words_are_those_of_the_code() -> None:
+    states = list(map(str, orders.CertificateState))
+    assert parameter("/orders", "certificate")["enum"] == ["none", *states]
+    assert properties("Certificate")["state"]["enum"] == states
+    kinds = list(map(str, orders.CertificateKind))
+    detail, event = properties("OrderDetail"), properties("Event")
+    assert detail["certificates"]["items"]["properties"]["kind"]["enum"] == kinds
+    assert event["data"]["properties"]["kind"]["enum"] == kinds
+    sources = detail["transitions"]["items"]["properties"]["source"]["enum"]
+    assert sources == list(map(str, orders.Source))
+    assert event["type"]["description"].split(", ")[:-1] == list(map(str, EventType))
+    for schema in ("Order", "OrderDetail"):
+        told = properties(schema)["status"]["description"].partition(": ")[2]
+        assert told.split(", ")[:-1] == list(STATUSES)
+
+
+def test_its_faults_are_those_of_the_code() -> None:
+    fault = NotFound("no such thing", method="GET", path="/orders/x", status=404)
+    members = error_members(fault)
+    assert members.keys() <= properties("Problem").keys()
+    request = properties("Problem")["request"]
+    assert members["request"].keys() == request["properties"].keys() == set(request["required"])
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 async def test_schemathesis_finds_nothing(
@@ -69,8 +208,8 @@ async def test_schemathesis_finds_nothing(
         operation.path_parameters or operation.query or operation.body
     ):
         return  # there is nothing to get wrong
-    orders = (await service.json("/v1/orders"))["orders"]
-    ids = itertools.cycle([None, *(order["id"] for order in orders)])
+    rows = (await service.json("/v1/orders"))["orders"]
+    ids = itertools.cycle([None, *(row["id"] for row in rows)])
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(

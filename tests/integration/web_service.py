@@ -14,7 +14,8 @@ import structlog
 
 from harvester.app import App, open_app
 from harvester.config.settings import Settings
-from harvester.context import Stop
+from harvester.context import Limits, Stop
+from harvester.lune import ClientOptions
 from harvester.runtime.service import serve
 from harvester.sandbox import Sandbox
 from tests.integration.conftest import settings_for
@@ -27,7 +28,7 @@ AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 class Service:
     """A running service; ``get`` and ``post`` answer with status, headers and body."""
 
-    harvest: App
+    app: App
     port: int
     session: aiohttp.ClientSession
 
@@ -73,6 +74,8 @@ async def serving(
     token: str | None = TOKEN,
     token_file: Path | None = None,
     events: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
+    options: ClientOptions | None = None,
     **harvest: Any,
 ) -> AsyncIterator[Service]:
     """Run the service on a free port of loopback while inside; ``events`` is its [events]."""
@@ -81,14 +84,14 @@ async def serving(
     settings = Settings.model_validate(settings.model_dump() | {"events": events or {}})
     stop = Stop()
     with structlog.testing.capture_logs() as lines:
-        async with open_app(settings, stop, "test") as opened:
+        async with open_app(settings, stop, "test", options=options, limits=limits) as opened:
             daemon = asyncio.create_task(serve(opened))
             try:
                 async with asyncio.timeout(20):
-                    while not (told := [one for one in lines if one["event"] == "listening"]):
+                    while not (listening := [one for one in lines if one["event"] == "listening"]):
                         assert not daemon.done(), daemon
                         await asyncio.sleep(0.02)
-                port = int(told[0]["address"].rpartition(":")[2])
+                port = int(listening[0]["address"].rpartition(":")[2])
                 base = f"http://127.0.0.1:{port}"
                 async with aiohttp.ClientSession(base) as session:
                     yield Service(opened, port, session)

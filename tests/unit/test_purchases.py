@@ -134,7 +134,7 @@ def test_any_amount_to_the_gram_is_the_very_text_that_is_sent(grams: int, zeros:
 def test_metadata_is_sent_and_not_priced_and_not_shown() -> None:
     bought = by_value("5", metadata={"customer": "Zoë"})
     assert bought.request == {"value": "5", "metadata": {"customer": "Zoë"}}
-    assert bought.quote_request() == {"value": "5"}
+    assert bought.priced() == {"value": "5"}
     assert "Zoë" not in repr(bought)
 
 
@@ -146,7 +146,7 @@ def test_metadata_that_is_no_text_is_refused(pair: tuple[str, str]) -> None:
 
 def test_bundles_are_priced_too() -> None:
     bought = by_value("5", shares(ASIA))
-    assert bought.quote_request() == {"value": "5", "bundle_selection": [{"bundle_id": ASIA}]}
+    assert bought.priced() == {"value": "5", "bundle_selection": [{"bundle_id": ASIA}]}
 
 
 def selected(*texts: str) -> Any:

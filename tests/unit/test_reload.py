@@ -10,6 +10,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
+from harvester.app import App
 from harvester.config.load import load
 from harvester.config.settings import Settings
 from harvester.runtime.reload import Reload
@@ -17,7 +18,7 @@ from harvester.runtime.systemd import NOBODY
 
 
 @pytest.mark.parametrize("early", [False, True])
-async def test_what_is_asked_for_before_the_harvest_is_open_is_done_then(
+async def test_what_is_asked_for_before_the_app_is_open_is_done_then(
     tmp_path: Path, early: bool
 ) -> None:
     (tmp_path / "key").write_text("a-key")
@@ -28,7 +29,7 @@ async def test_what_is_asked_for_before_the_harvest_is_open_is_done_then(
     if early:
         reload.request()
     probe = AsyncMock()
-    reload.begin(cast("Harvest", SimpleNamespace(lune=SimpleNamespace(probe=probe))))
+    reload.begin(cast(App, SimpleNamespace(lune=SimpleNamespace(probe=probe))))
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         await task
     assert (len(read), probe.await_count) == (int(early), int(early))

@@ -107,7 +107,7 @@ async def test_429_pauses_everybody_longer_each_time_and_spends_no_try() -> None
     attempts = Attempts(*(fail(RateLimited) for _ in range(9)), *(fail(ServerFault),) * 3)
     assert await attempts.run() == "answer"
     assert attempts.made == 13
-    assert attempts.slept[:9] == [0] * 9  # the rate_limiter's pause is the wait
+    assert attempts.slept[:9] == [0] * 9  # the rate limiter's pause is the wait
     for paused, least in zip(attempts.paused, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=True):
         assert least <= paused <= min(least + 1, 60)
 
@@ -138,7 +138,9 @@ async def test_each_retry_is_logged_with_its_reason() -> None:
     attempts = Attempts(fail(ServerFault))
     with capture_logs() as logs:
         await attempts.run()
-    assert [(line["event"], line["error"]) for line in logs] == [("asked again", "ServerFault")]
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("request repeated", "ServerFault")
+    ]
 
 
 @pytest.mark.parametrize(

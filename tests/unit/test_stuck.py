@@ -8,31 +8,33 @@ from harvester.domain.stuck import ENOUGH, Basis, bounds
 HOUR = 3600.0
 
 
-def stays(status: str, *hours: float, left: bool = True) -> list[StatusDuration]:
-    return [StatusDuration(status, one * HOUR, left) for one in hours]
+def durations(status: str, *hours: float, ended: bool = True) -> list[StatusDuration]:
+    return [StatusDuration(status, one * HOUR, ended) for one in hours]
 
 
 def test_a_configured_bound_outweighs_what_was_seen() -> None:
-    found = bounds({"paid": timedelta(days=2)}, stays("paid", *range(1, 100)))
+    found = bounds({"paid": timedelta(days=2)}, durations("paid", *range(1, 100)))
     assert (found["paid"].after, found["paid"].basis) == (timedelta(days=2), Basis.CONFIGURED)
 
 
-def test_a_bound_is_learned_from_enough_stays_and_assumed_before() -> None:
-    few = bounds({}, stays("paid", *[1.0] * (ENOUGH - 1)))
+def test_a_bound_is_learned_from_enough_durations_and_assumed_before() -> None:
+    few = bounds({}, durations("paid", *[1.0] * (ENOUGH - 1)))
     assert few["paid"].basis is Basis.ASSUMED
-    enough = bounds({}, stays("paid", *[1.0] * ENOUGH))
+    enough = bounds({}, durations("paid", *[1.0] * ENOUGH))
     assert (enough["paid"].after, enough["paid"].basis) == (timedelta(hours=3), Basis.LEARNED)
     assert enough["placed"].basis is Basis.ASSUMED
 
 
-def test_one_odd_stay_and_those_that_go_on_do_not_move_a_learned_bound() -> None:
+def test_one_odd_duration_and_those_that_go_on_do_not_move_a_learned_bound() -> None:
     usual = [10.0] * 99
-    found = bounds({}, stays("paid", *usual, 5000.0) + stays("paid", *[9000.0] * 50, left=False))
+    found = bounds(
+        {}, durations("paid", *usual, 5000.0) + durations("paid", *[9000.0] * 50, ended=False)
+    )
     assert found["paid"].after == timedelta(hours=30)
 
 
 def test_a_learned_bound_is_an_hour_at_least() -> None:
-    found = bounds({}, stays("received", *[0.001] * ENOUGH))
+    found = bounds({}, durations("received", *[0.001] * ENOUGH))
     assert found["received"].after == timedelta(hours=1)
 
 

@@ -14,7 +14,7 @@ from tests.needs import need
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 DAEMON, DRAIN, TIMER = (
     UNITS / name
-    for name in ("harvester.runtime.service", "harvester-drain.service", "harvester-drain.timer")
+    for name in ("harvester.service", "harvester-drain.service", "harvester-drain.timer")
 )
 OWN = {"Type", "NotifyAccess", "ExecStart", "ExecReload", "Restart", "RestartSec", "WatchdogSec"}
 OWN |= {"RestartPreventExitStatus", "SuccessExitStatus", "TimeoutStartSec", "TimeoutAbortSec"}

@@ -1,92 +1,58 @@
-"""What a hint is worth, and how what is set up at Lune is held against what is configured."""
+"""Signatures of webhooks, against an HMAC computed here, on known and on random input."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+import base64
+import hashlib
+import hmac
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harvester.cli.subscription import compare
-from harvester.domain.lune_events import Hint, Subscription, is_answered, next_check_of_hint
-from harvester.domain.schedule import Schedule
-from harvester.ledger.hints import WebhookHealth
+from harvester.lune.webhooks import NotGenuineError, verify
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-URL = "https://hooks.example/webhooks/lune"
-OURS = Subscription("w1", URL, True, "live", NOW, (), "abcd")
-SECRETS = ("new-abcd", "old-wxyz")
+SECRETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=64)
 
 
-@pytest.mark.parametrize(
-    ("announced", "served", "answered"),
-    [
-        (None, "paid", True),
-        ("retiring", "paid", False),
-        ("retiring", "retiring", True),
-        ("retiring", "complete", True),
-        ("complete", "cancelled", True),
-        ("complete", "retiring", False),
-        ("cancelled", "placed", False),
-        ("complete", "settling", False),
-    ],
-)
-def test_a_hint_is_answered_once_the_api_says_as_much_or_more(
-    announced: str | None, served: str, answered: bool
+def sign(secret: str, timestamp: int, body: bytes) -> bytes:
+    return hmac.new(secret.encode(), b"%d.%s" % (timestamp, body), hashlib.sha256).digest()
+
+
+def test_a_known_signature_is_accepted() -> None:
+    known = "fcc94c0e7e0e8caa1eeaa2bb8a5d8d5b1e1f0fd4e0e9b8b7c9a5f2de1f7c0e55"
+    digest = sign("secret", 1, b"{}")
+    signed = verify(
+        [f"timestamp=1,organisation=org,v1={known},v1={digest.hex()}"], b"{}", ["secret"]
+    )
+    assert (signed.timestamp, signed.organisation) == (1, "org")
+
+
+def test_the_older_form_of_the_header_names_an_account_and_no_organisation() -> None:
+    digest = sign("secret", 1, b"{}")
+    assert verify([f"timestamp=1,account=a,v1={digest.hex()}"], b"{}", ["secret"]) is not None
+
+
+@given(SECRETS, st.integers(0, 10**12 - 1), st.binary(max_size=200), st.booleans())
+def test_what_is_signed_is_accepted_and_what_differs_is_not(
+    secret: str, timestamp: int, body: bytes, in_hex: bool
 ) -> None:
-    assert is_answered(Hint("o", NOW, announced), served) is answered
+    digest = sign(secret, timestamp, body)
+    shown = digest.hex() if in_hex else base64.b64encode(digest).decode()
+    header = f"timestamp={timestamp},v1={shown}"
+    assert verify([header], body, ["another", secret]).timestamp == timestamp
+    for wrong_body, secrets in ((body + b" ", [secret]), (body, [secret + "x"]), (body, [])):
+        with pytest.raises(NotGenuineError):
+            verify([header], wrong_body, secrets)
 
 
-def test_a_hint_is_asked_about_again_ever_more_rarely_and_then_no_more() -> None:
-    hint, at, waits = Hint("o", NOW, "complete"), NOW, []
-    while (again := next_check_of_hint(hint, at)) is not None:
-        waits.append((again - at).total_seconds())
-        at = again
-    assert waits[:4] == [2, 2, 4, 8]
-    assert max(waits) <= 600
-    assert len(waits) < 20
-    assert next_check_of_hint(hint, NOW - timedelta(hours=1)) is None  # the clock stepped back
+@given(st.lists(st.text(max_size=300), max_size=3), st.binary(max_size=50))
+def test_no_header_breaks_the_parser(headers: list[str], body: bytes) -> None:
+    with pytest.raises(NotGenuineError):
+        verify(headers, body, ["secret"])
 
 
-@pytest.mark.parametrize(
-    ("sweep", "longest", "announced"),
-    [("15m", "6h", "1h"), ("2h", "6h", "6h"), ("6h", "6h", "6h")],
-)
-def test_sweeps_are_four_times_rarer_within_the_longest_interval(
-    sweep: str, longest: str, announced: str
-) -> None:
-    units = {"m": 60, "h": 3600}
-
-    def span(text: str) -> timedelta:
-        return timedelta(seconds=int(text[:-1]) * units[text[-1]])
-
-    cadence = Schedule(span(sweep), span(longest))
-    assert cadence.next_sweep(NOW) == NOW + span(sweep)
-    assert cadence.next_sweep(NOW, announced=True) == NOW + span(announced)
-    assert cadence.next_sweep(NOW, announced=True) <= cadence.horizon(NOW)
-
-
-def test_webhooks_work_when_some_came_and_nothing_moved_without_one() -> None:
-    assert WebhookHealth(NOW, 0).work
-    assert not WebhookHealth(NOW, 1).work
-    assert not WebhookHealth(None, 0).work
-
-
-@pytest.mark.parametrize(
-    ("found", "url", "level", "words"),
-    [
-        ([OURS], URL, "ok", "pushed to"),
-        ([OURS], "", "ok", "pushed to"),
-        ([], URL, "warning", "none is registered"),
-        ([replace(OURS, url="https://old.example/webhooks/lune")], URL, "warning", "old.example"),
-        ([replace(OURS, enabled=False)], URL, "warning", "disabled"),
-        ([replace(OURS, secret="????")], URL, "warning", "not one of ours"),
-        ([replace(OURS, secret="wxyz")], URL, "warning", "not our newest"),
-    ],
-)
-def test_drift_between_lune_and_us_is_named(
-    found: list[Subscription], url: str, level: str, words: str
-) -> None:
-    judged, text = compare(found, SECRETS, url)
-    assert judged == level
-    assert words in text
+@given(st.text(alphabet="timestamporganisationv1=,0123456789abcdef \t", max_size=400))
+def test_no_text_made_of_the_headers_own_parts_is_genuine(header: str) -> None:
+    with pytest.raises(NotGenuineError):
+        verify([header], b"body", ["secret"])

@@ -2,7 +2,7 @@
 """A stand-in for a billing system: take the harvester's events, and print a line an invoice.
 
 A template for real ones. It does what every receiver of the harvester's events has to: look at the
-signature before anything else, take each event once however often it comes, have what the event
+signature before anything else, accept each event once however often it comes, have what the event
 asks for done before it answers 2xx, and answer 5xx to what it cannot do yet: it comes again.
 
 Needs the package standardwebhooks, which exists for other languages too. Configured by the
@@ -27,7 +27,7 @@ from typing import Any, Final
 from standardwebhooks import Webhook, WebhookVerificationError
 
 LARGEST_EVENT: Final = 64 * 1024
-PATIENCE: Final = 10.0
+TIMEOUT: Final = 10.0
 
 
 class Unavailable(Exception):
@@ -35,7 +35,7 @@ class Unavailable(Exception):
 
 
 class Books:
-    """What was invoiced. A real system keeps it in its database, with the events it has taken.
+    """What was invoiced. A real system keeps it in its database, with the events it has accepted.
 
     The id and what is done about the event belong into one transaction: an event comes again when
     its answer was lost.
@@ -43,38 +43,38 @@ class Books:
 
     def __init__(self, certificates: Path) -> None:
         self._certificates = certificates
-        self._taken: set[str] = set()
+        self._accepted: set[str] = set()
         self._one_at_a_time = threading.Lock()
 
-    def take(self, event_id: str, event: Mapping[str, Any]) -> None:
+    def accept(self, event_id: str, event: Mapping[str, Any]) -> None:
         """Enter an event, once; ``Unavailable`` when its certificate cannot be read."""
         with self._one_at_a_time:
-            if event_id not in self._taken:
+            if event_id not in self._accepted:
                 self._enter(event["type"], event["data"])
-                self._taken.add(event_id)
+                self._accepted.add(event_id)
 
     def _enter(self, kind: str, data: Mapping[str, Any]) -> None:
         invoice = data["idempotency_key"] or data["order_id"]
         if kind == "certificate.stored":
             size = len(self._certificate(data))
-            say(f"invoice {invoice}: certificate v{data['version']} {data['key']}, {size} bytes")
+            say(f"invoice {invoice}: certificate v{data['version']} {data['path']}, {size} bytes")
         elif kind == "certificate.superseded":
             say(f"invoice {invoice}: certificate v{data['version']} is out of date")
         elif kind == "certificate.failed":
             say(f"invoice {invoice}: there is no certificate yet: {data['reason']}")
-        # Whatever else there is, now or in a later release, is taken and does not matter here.
+        # Whatever else there is, now or in a later release, is accepted and does not matter here.
 
     def _certificate(self, data: Mapping[str, Any]) -> bytes:
         """Return the PDF an event names, which is whole and the one the event means."""
-        path = self._certificates / str(data["key"])
+        path = self._certificates / str(data["path"])
         if not path.resolve().is_relative_to(self._certificates.resolve()):
-            raise Unavailable(f"{data['key']} is not in the archive")
+            raise Unavailable(f"{data['path']} is not in the archive")
         try:
             pdf = path.read_bytes()
         except OSError as error:
-            raise Unavailable(f"{data['key']} cannot be read: {error.strerror}") from None
+            raise Unavailable(f"{data['path']} cannot be read: {error.strerror}") from None
         if hashlib.sha256(pdf).hexdigest() != data["sha256"]:
-            raise Unavailable(f"{data['key']} is not the file that the event tells of")
+            raise Unavailable(f"{data['path']} is not the file that the event tells of")
         return pdf
 
 
@@ -82,7 +82,7 @@ class Receiver(BaseHTTPRequestHandler):
     """Answer ``POST /events``."""
 
     server: Billing
-    timeout = PATIENCE
+    timeout = TIMEOUT
 
     def do_POST(self) -> None:
         """Verify, then enter, then answer."""
@@ -102,7 +102,7 @@ class Receiver(BaseHTTPRequestHandler):
             complain("refused: not signed by the harvester")
             return HTTPStatus.UNAUTHORIZED
         try:
-            self.server.books.take(headers["webhook-id"], json.loads(body))
+            self.server.books.accept(headers["webhook-id"], json.loads(body))
         except Unavailable as why:
             complain(f"put off: {why}")
             return HTTPStatus.SERVICE_UNAVAILABLE

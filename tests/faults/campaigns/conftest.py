@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.disks import TRACER
-from tests.faults.striking import Stem, grow_stem
+from tests.faults.injected_faults import ForkServer, start_fork_server
 from tests.needs import need
 
 
@@ -26,7 +26,7 @@ def traceable(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def stem(traceable: None) -> Iterator[Stem]:
-    """Grow the stem off which all campaigns here branch their commands."""
-    with grow_stem() as grown:
-        yield grown
+def fork_server(traceable: None) -> Iterator[ForkServer]:
+    """Start the server in which all campaigns here run their commands."""
+    with start_fork_server() as started:
+        yield started

@@ -12,8 +12,9 @@ import pytest
 
 from tests.faults.error_sweep import sweep
 from tests.faults.flows import FLOWS
+from tests.faults.injected_faults import ForkServer
 from tests.faults.scene import Scene
-from tests.faults.striking import Stem, Strike
+from tests.faults.tracer import InjectedFault
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
@@ -37,30 +38,34 @@ SAMPLE = [
 
 @pytest.mark.parametrize(("flow", "error", "mode", "calls"), SAMPLE)
 async def test_a_call_that_fails_ends_in_an_honest_code_and_the_next_run_goes_on(
-    flow: str, error: str, mode: str, calls: tuple[str, ...], stem: Stem
+    flow: str, error: str, mode: str, calls: tuple[str, ...], fork_server: ForkServer
 ) -> None:
-    strikes = [
-        Strike(int(at), error, ever=mode == "ever", only=name)
+    faults = [
+        InjectedFault(int(at), error, ever=mode == "ever", only=name)
         for name, at in (call.split(":") for call in calls)
     ]
-    swept = await sweep(FLOWS[flow], strikes, stem)
+    swept = await sweep(FLOWS[flow], faults, fork_server)
     assert swept.violations == {}
     assert swept.runs == sum(swept.codes.values()) == len(calls)
 
 
-async def test_an_exit_code_that_says_done_while_something_is_left_is_told(stem: Stem) -> None:
+async def test_an_exit_code_that_says_done_while_something_is_left_is_reported(
+    fork_server: ForkServer,
+) -> None:
     async def there_is_always_more(scene: Scene) -> int:
         return 1
 
     flow = replace(FLOWS["backup"], finish=there_is_always_more)
     # SQLite makes do without the sync of a folder.
-    swept = await sweep(flow, [Strike(at, "EIO", only="fdatasync") for at in (2, 6)], stem)
+    swept = await sweep(
+        flow, [InjectedFault(at, "EIO", only="fdatasync") for at in (2, 6)], fork_server
+    )
     assert swept.codes == {0: 2}
     assert [what for what in swept.violations.values() if "left 1 things to do" not in what] == []
     assert len(swept.violations) == 2
 
 
-def test_the_command_tells_its_figures_as_json() -> None:
+def test_the_command_prints_its_results_as_json() -> None:
     chosen = ("--flow", "backup", "--error", "EMFILE", "--mode", "once", "--sample", "3/1000")
     command = (sys.executable, "-m", "tests.faults.error_sweep", *chosen, "--json")
     ran = subprocess.run(

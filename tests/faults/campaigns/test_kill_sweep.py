@@ -13,10 +13,11 @@ import click
 import pytest
 
 from tests.faults.flows import FLOWS
+from tests.faults.injected_faults import ForkServer
 from tests.faults.invariants import BrokenError
 from tests.faults.kill_sweep import parse_sample, sweep
 from tests.faults.scene import Scene
-from tests.faults.striking import Stem, Strike
+from tests.faults.tracer import InjectedFault
 
 pytestmark = pytest.mark.usefixtures("traceable")
 
@@ -34,23 +35,29 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-async def test_killed_at_a_call_it_goes_on_from_what_it_left(flow: str, stem: Stem) -> None:
+async def test_killed_at_a_call_it_goes_on_from_what_it_left(
+    flow: str, fork_server: ForkServer
+) -> None:
     calls = (call.split(":") for call in SAMPLE[flow])
-    swept = await sweep(FLOWS[flow], [Strike(int(at), only=name) for name, at in calls], stem)
+    swept = await sweep(
+        FLOWS[flow], [InjectedFault(int(at), only=name) for name, at in calls], fork_server
+    )
     assert swept.violations == {}
     assert swept.killed == len(SAMPLE[flow])
 
 
-async def test_a_sweep_ends_with_the_run_that_is_not_killed(stem: Stem) -> None:
-    swept = await sweep(FLOWS["backup"], [Strike(10_000), Strike(1)], stem)
+async def test_a_sweep_ends_with_the_run_that_is_not_killed(fork_server: ForkServer) -> None:
+    swept = await sweep(FLOWS["backup"], [InjectedFault(10_000), InjectedFault(1)], fork_server)
     assert (swept.killed, swept.violations) == (0, {})
 
 
-async def test_what_does_not_hold_is_told_and_its_files_are_kept(stem: Stem) -> None:
+async def test_what_does_not_hold_is_reported_and_its_files_are_kept(
+    fork_server: ForkServer,
+) -> None:
     async def never(scene: Scene) -> int:
         raise BrokenError("this never holds")
 
-    swept = await sweep(replace(FLOWS["backup"], finish=never), [Strike(30)], stem)
+    swept = await sweep(replace(FLOWS["backup"], finish=never), [InjectedFault(30)], fork_server)
     [(where, what)] = swept.violations.items()
     assert where.startswith("30: ")
     assert "this never holds" in what

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.faults.soak import FAULTS, soak
 
 
-async def test_a_daemon_under_faults_files_everything_and_breaks_no_invariant(
+async def test_a_daemon_under_faults_stores_everything_and_breaks_no_invariant(
     tmp_path: Path,
 ) -> None:
     result = await soak(tmp_path, seconds=15, every=1, orders=60)

@@ -1,4 +1,4 @@
-"""The tracer strikes at the call it says, whichever thread makes it, and leaves the others be."""
+"""The fault comes at the call that is named, whichever thread makes it; no other call fails."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_without_a_strike_the_calls_of_all_threads_are_counted(folder: Path) -> None:
-    said, report, made = traced(folder)
-    assert (said, made) == ("done\n", list("abcdef"))
+def test_without_a_fault_the_calls_of_all_threads_are_counted(folder: Path) -> None:
+    printed, report, made = traced(folder)
+    assert (printed, made) == ("done\n", list("abcdef"))
     assert report == {"code": 0, "calls": 6, "hit": None}
 
 
@@ -66,20 +66,20 @@ def test_without_a_strike_the_calls_of_all_threads_are_counted(folder: Path) -> 
 def test_a_kill_comes_before_the_call_of_that_number_in_whichever_thread(
     folder: Path, at: int
 ) -> None:
-    said, report, made = traced(folder, "--at", str(at))
-    assert (said, made) == ("", list("abcdef")[: at - 1])
+    printed, report, made = traced(folder, "--at", str(at))
+    assert (printed, made) == ("", list("abcdef")[: at - 1])
     assert report == {"code": -9, "calls": at, "hit": f"openat {'abcdef'[at - 1]}"}
 
 
 def test_a_call_fails_once_and_is_not_made(folder: Path) -> None:
-    said, report, made = traced(folder, "--at", "5", "--strike", "ENOSPC")
-    assert (said, made) == ("e 28\ndone\n", list("abcdf"))
+    printed, report, made = traced(folder, "--at", "5", "--fault", "ENOSPC")
+    assert (printed, made) == ("e 28\ndone\n", list("abcdf"))
     assert (report["code"], report["hit"]) == (0, "openat e")
 
 
 def test_calls_fail_for_ever_from_one_on(folder: Path) -> None:
-    said, _, made = traced(folder, "--at", "5", "--strike", "EIO", "--ever")
-    assert (said, made) == ("e 5\nf 5\ndone\n", list("abcd"))
+    printed, _, made = traced(folder, "--at", "5", "--fault", "EIO", "--ever")
+    assert (printed, made) == ("e 5\nf 5\ndone\n", list("abcd"))
 
 
 def test_calls_that_change_no_file_are_not_counted(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_calls_of_one_name_are_counted_alone(folder: Path) -> None:
     assert (report["hit"], made) == ("rmdir b", ["b"])
 
 
-def test_a_program_that_forks_is_struck_in_its_child_too(folder: Path) -> None:
+def test_a_program_that_forks_gets_the_fault_in_its_child_too(folder: Path) -> None:
     code = "import os\npid = os.fork()\nos.mkdir('child' if not pid else 'parent')\n"
     code += "if pid: os.waitpid(pid, 0)"
     _, report, made = traced(folder, code=code)
