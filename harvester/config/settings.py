@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
 )
 
@@ -163,7 +164,7 @@ class HarvestSettings(_Section):
 
     @field_validator("longest_interval")
     @classmethod
-    def _not_shorter(cls, value: timedelta, info: Any) -> timedelta:
+    def _not_shorter(cls, value: timedelta, info: ValidationInfo) -> timedelta:
         if value < info.data.get("sweep_interval", value):
             raise ValueError("should not be shorter than sweep_interval")
         return value
@@ -237,7 +238,7 @@ class ReceiverSettings(_Subscription):
 
     @field_validator("url")
     @classmethod
-    def _url(cls, value: str, info: Any) -> str:
+    def _url(cls, value: str, info: ValidationInfo) -> str:
         check_receiver_url(value, allow_private=info.data.get("allow_private", False))
         return value
 
@@ -270,7 +271,9 @@ class EventsSettings(_Section):
 
     @field_validator("hooks")
     @classmethod
-    def _names(cls, value: tuple[HookSettings, ...], info: Any) -> tuple[HookSettings, ...]:
+    def _names(
+        cls, value: tuple[HookSettings, ...], info: ValidationInfo
+    ) -> tuple[HookSettings, ...]:
         names = Counter(one.name for one in (*info.data.get("receivers", ()), *value))
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
@@ -291,7 +294,7 @@ class LogSettings(_Section):
 
 
 class Settings(_Section):
-    """The whole configuration; ``configuration.load`` makes it."""
+    """The whole configuration; ``load.load`` makes it."""
 
     lune: LuneSettings = LuneSettings()
     database: DatabaseSettings = DatabaseSettings()

@@ -16,7 +16,7 @@ from sqlalchemy import and_, case, func, join, or_, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from harvester.domain.lifecycle import has_reached, is_open
+from harvester.domain.lifecycle import TERMINAL, has_reached, is_open
 from harvester.domain.lune_events import Hint, LuneEvent, LuneWebhook, next_check_of_hint
 from harvester.domain.orders import Source
 from harvester.ledger.conditions import account_key, is_order
@@ -111,7 +111,11 @@ async def forget_webhook_events(database: Database, before: datetime) -> int:
 
 async def hinted_accounts(database: Database, now: datetime) -> set[str]:
     """Return ids of unparked accounts with orders that a webhook says to ask for now."""
-    due = func.coalesce(orders.c.next_check_at, hints.c.due_at) <= now
+    due = or_(
+        and_(orders.c.id.is_(None), hints.c.due_at <= now),
+        # The date of an order that ended is its certificate's.
+        and_(orders.c.status.not_in(TERMINAL), orders.c.next_check_at <= now),
+    )
     query = (
         select(hints.c.account_id)
         .distinct()

@@ -96,8 +96,8 @@ class Pruned:
 async def register_receivers(database: Database, wanting: Mapping[str, EventFilter]) -> list[str]:
     """Make these the receivers; return those that were removed with all that was undelivered.
 
-    A new one, or one that wants other events than before, gets what happens from now on.
-    Idempotent.
+    A new one, or one that wants other events than before, gets what happens from now on; what was
+    undelivered to it stays so. Idempotent.
     """
     async with database.read() as connection:
         known = await read_filters(connection)

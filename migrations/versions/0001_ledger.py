@@ -54,7 +54,7 @@ _ROWS_AND_ROWS_PER_PREFIX = {
     ("orders", "orders_listing"): "1000000 200000 1 1",
     ("orders", "orders_newest"): "1000000 1",
     ("orders", "orders_unsettled"): "20000 3000 2000 1",
-    ("orders", "orders_without_certificate"): "1000 200 1 1 1",
+    ("orders", "orders_without_certificate"): "1000 200 1 1 1 1",
     ("transitions", "transitions"): "5000000 5 1",
 }
 
@@ -321,7 +321,7 @@ def _create_indexes() -> None:
     )
     _create_partial_index(
         "orders_without_certificate",
-        ["account_key", "id", "status", "certificate_state"],
+        ["account_key", "id", "status", "certificate_state", "owed_since"],
         "certificate_state IN ('owed', 'failed')",
     )
     op.create_index("events_of_order", "events", ["account_id", "order_id"])

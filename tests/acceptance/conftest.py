@@ -182,17 +182,17 @@ class House:
             process.wait(30)
         self.assert_the_key_is_nowhere()
         for path in self.said.glob("*.err"):
-            told = path.read_text("utf-8")
-            assert "Traceback" not in told, told[told.index("Traceback") - 400 :][:4000]
+            log = path.read_text("utf-8")
+            assert "Traceback" not in log, log[log.index("Traceback") - 400 :][:4000]
 
 
 @pytest.fixture
 def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print figures past pytest's capture."""
+    """Print measurements past pytest's capture."""
 
     def tell(text: str) -> None:
         with capsys.disabled():
-            print(f"\n{text}", end="")  # noqa: T201 - figures are for whoever runs the tests
+            print(f"\n{text}", end="")  # noqa: T201 - measurements are for whoever runs the tests
 
     return tell
 

@@ -49,8 +49,8 @@ def chain(home: Home) -> list[tuple[str, str]]:
     return [(status, source) for _, status, source in steps]
 
 
-def open_intentions(home: Home) -> list[str]:
-    found = ask(home, "SELECT idempotency_key FROM intentions WHERE settled_at IS NULL")
+def open_purchases(home: Home) -> list[str]:
+    found = ask(home, "SELECT idempotency_key FROM purchases WHERE settled_at IS NULL")
     return [key for (key,) in found]
 
 

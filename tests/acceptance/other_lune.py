@@ -135,7 +135,7 @@ class OtherLune:
         self.keys = {self._id(): live[0], self._id(): test}
         self.key, self.test_key = self.keys
         self._listed: defaultdict[str, list[Order]] = defaultdict(list)
-        self._place: dict[str, int] = {}
+        self._position: dict[str, int] = {}
         # Faults, to be set and lifted by tests.
         self.refused: dict[str, tuple[int, str]] = {}
         self.revoked = False
@@ -173,11 +173,13 @@ class OtherLune:
         """Place orders in an account, each newer than the ones before; return them."""
         added = []
         for status in statuses:
-            place = len(self._listed[account])
-            created = NEWEST - timedelta(days=200) + timedelta(minutes=place, microseconds=place)
+            position = len(self._listed[account])
+            created = (
+                NEWEST - timedelta(days=200) + timedelta(minutes=position, microseconds=position)
+            )
             order = Order(self._id(), account, created, status, size())
             self.orders[order.id] = order
-            self._place[order.id] = place
+            self._position[order.id] = position
             self._listed[account].append(order)
             added.append(order)
         return added
@@ -295,13 +297,13 @@ class OtherLune:
         rows = [row for row in self.accounts.values() if row["scope"] == scope]
         if not self.habits.lists_default_account:
             rows = [row for row in rows if row["id"] != own]
-        places = {row["id"]: place for place, row in enumerate(rows)}
-        return self._page(request, scope, len(rows), places, lambda place: rows[place])
+        positions = {row["id"]: position for position, row in enumerate(rows)}
+        return self._page(request, scope, len(rows), positions, lambda position: rows[position])
 
     def _order_page(self, request: web.Request, account: str) -> web.Response:
         newest = len(self._listed[account]) - 1
         listed = self._listed[account][newest::-1]
-        places = {order.id: newest - self._place[order.id] for order in listed}
+        positions = {order.id: newest - self._position[order.id] for order in listed}
         if account == self.looping:
             # The first page again, or the first two by turns, for ever.
             second = self.loop == "two pages" and "after" in request.query
@@ -309,7 +311,11 @@ class OtherLune:
             rows = [self._row(order) for order in (listed[:50] if second else listed[50:])]
             return _json({"has_more": True, "next_cursor": after, "data": rows})
         return self._page(
-            request, account, len(listed), places, lambda place: self._row(listed[place])
+            request,
+            account,
+            len(listed),
+            positions,
+            lambda position: self._row(listed[position]),
         )
 
     def _page(
@@ -317,7 +323,7 @@ class OtherLune:
         request: web.Request,
         listing: str,
         total: int,
-        places: dict[str, int],
+        positions: dict[str, int],
         row: Callable[[int], dict[str, Any]],
     ) -> web.Response:
         """Serve ``limit`` rows from the one that the cursor points to, as the schema says."""
@@ -327,14 +333,14 @@ class OtherLune:
         start = 0
         if "after" in request.query:
             pointed = self._pointed(listing, request.query["after"])
-            if pointed not in places:
+            if pointed not in positions:
                 return _error(400, "validation_error", "after is not a cursor of this list")
-            start = places[pointed]
+            start = positions[pointed]
         end = min(start + int(limit), total)
-        data = [row(place) for place in range(start, end)]
+        data = [row(position) for position in range(start, end)]
         page: dict[str, Any] = {"has_more": end < total, "next_cursor": None, "data": data}
         if end < total:
-            ids = {place: one for one, place in places.items()}
+            ids = {position: one for one, position in positions.items()}
             page["next_cursor"] = self._cursor(listing, ids[end])
         elif self.habits.last_cursor == "absent":
             del page["next_cursor"]

@@ -30,7 +30,7 @@ def expected(orders: list[Order]) -> dict[str, str]:
     return {order.id: hashlib.sha256(order.certificate).hexdigest() for order in complete}
 
 
-def filed(house: House) -> dict[str, str]:
+def stored(house: House) -> dict[str, str]:
     """Return what is stored by order id, having seen that file, row and name agree."""
     files = house.certificates()
     rows = house.orders("--certificate", "stored")
@@ -68,9 +68,9 @@ def test_thousands_of_orders_are_drained_within_the_budget_of_requests(
             (row["id"], row["status"]) for row in rows.values()
         }
         assert (
-            len(expected(orders)) == certificates == report["certificates_filed"] == 220 * ACCOUNTS
+            len(expected(orders)) == certificates == report["certificates_stored"] == 220 * ACCOUNTS
         )
-        assert filed(house) == expected(orders)
+        assert stored(house) == expected(orders)
         asked = len(lune.seen)
         assert report["requests"] == asked <= budget
         assert {one.status for one in lune.seen} == {200}
@@ -78,7 +78,7 @@ def test_thousands_of_orders_are_drained_within_the_budget_of_requests(
         again = time.monotonic()
         second = house.drain()
         assert second.code == 0
-        assert "0 certificates filed" in second.out
+        assert "0 certificates stored" in second.out
         later = lune.asked(since=again)
         paths = {one.path for one in later}
         assert paths <= {
@@ -148,7 +148,7 @@ def test_the_daemon_records_every_status_that_a_listing_showed(
         ended = house.finish(daemon, timeout=20)
 
         assert ended.code == 0
-        assert filed(house) == expected(moving)
+        assert stored(house) == expected(moving)
         chains = house.chains()
         assert {order: [to for to, _ in chain] for order, chain in chains.items()} == lune.statuses
         assert {chain[0][1] for chain in chains.values()} == {"sweep"}
@@ -176,12 +176,12 @@ def test_a_refused_account_is_named_and_leaves_the_others_alone(
         assert refused in ended.err
         others = [order for order in lune.orders.values() if order.account != refused]
         assert house.orders().keys() == {order.id for order in others}
-        assert filed(house) == expected(others)
+        assert stored(house) == expected(others)
         assert len([one for one in lune.seen if one.account == refused]) == 1
 
         del lune.refused[refused]
         assert house.drain().code == 0
-        assert filed(house) == expected(list(lune.orders.values()))
+        assert stored(house) == expected(list(lune.orders.values()))
 
 
 def test_a_refused_default_account_leaves_the_named_ones_alone(house: House) -> None:
@@ -193,7 +193,7 @@ def test_a_refused_default_account_leaves_the_named_ones_alone(house: House) -> 
         assert ended.code == 3
         assert "account_suspended" in ended.err
         assert house.orders().keys() == {order.id for order in named}
-        assert filed(house) == expected(named)
+        assert stored(house) == expected(named)
 
 
 def test_a_key_that_is_revoked_ends_a_drain_with_few_more_requests(house: House) -> None:
@@ -214,7 +214,7 @@ def test_a_key_that_is_revoked_ends_a_drain_with_few_more_requests(house: House)
         assert len(lune.seen) == asked + 1
         lune.revoked = False
         assert house.drain().code == 0
-        assert filed(house) == expected(list(lune.orders.values()))
+        assert stored(house) == expected(list(lune.orders.values()))
 
 
 def test_a_daemon_outlives_its_key_and_says_so_once(house: House) -> None:
@@ -264,7 +264,7 @@ MALFORMED: dict[str, dict[str, object]] = {
 KEPT = {"certificates", *(f"ledger.db{end}" for end in ("", "-shm", "-wal", ".lock"))}
 
 
-def test_malformed_orders_are_set_aside_and_leave_no_trace_in_paths(house: House) -> None:
+def test_malformed_orders_are_rejected_and_leave_no_trace_in_paths(house: House) -> None:
     with OtherLune(accounts=2) as lune:
         bad = lune.add_orders(lune.live[1], ["complete"] * len(MALFORMED))
         good = lune.add_orders(lune.live[1], ["complete"] * 99)
@@ -273,14 +273,14 @@ def test_malformed_orders_are_set_aside_and_leave_no_trace_in_paths(house: House
         house.configure(lune.base_url, lune.key)
         ended = house.drain()
         assert ended.code == 3
-        assert ended.err.count("set aside: ") == len(MALFORMED)
+        assert ended.err.count(" rejected: ") == len(MALFORMED)
         for oddities in MALFORMED.values():
             if isinstance(served := oddities.get("id"), str) and served:
                 assert ascii(served)[1:-1][:60] in ended.err
         for order in bad:
             assert "id" in order.oddities or order.id in ended.err
         assert house.orders().keys() == {order.id for order in good}
-        assert filed(house) == expected(good)
+        assert stored(house) == expected(good)
         files = (house.archive / name for name in house.certificates())
         assert {path.stem for path in files} == {order.id for order in good}
         paths = {one.path for one in lune.asked("/certificate")}
@@ -291,7 +291,7 @@ def test_malformed_orders_are_set_aside_and_leave_no_trace_in_paths(house: House
         for order in bad:
             order.oddities = {}
         assert house.drain().code == 0
-        assert filed(house) == expected([*good, *bad])
+        assert stored(house) == expected([*good, *bad])
 
 
 def test_a_certificate_that_is_not_there_is_owed_until_it_is(house: House) -> None:
@@ -306,18 +306,18 @@ def test_a_certificate_that_is_not_there_is_owed_until_it_is(house: House) -> No
         owed = house.orders("--certificate", "owed")
         assert owed.keys() == {late.id}
         assert owed[late.id]["certificate"]["state"] == "owed"
-        assert filed(house) == expected([other])
+        assert stored(house) == expected([other])
 
         lune.certificates.clear()
         assert house.drain().code == 0
-        assert filed(house) == expected([late, other])
+        assert stored(house) == expected([late, other])
         assert len(lune.asked(f"{other.id}/certificate")) == 1
 
 
 HTML = b"<!doctype html><title>Checking your browser</title>" + b"<p>one moment" * 100
 
 
-def test_what_is_no_whole_pdf_is_kept_in_quarantine_and_never_filed(house: House) -> None:
+def test_what_is_no_whole_pdf_is_kept_in_quarantine_and_never_stored(house: House) -> None:
     with OtherLune() as lune:
         orders = lune.add_orders(lune.live[0], ["complete"] * 6)
         page, other_page, cut, text, empty, good = orders
@@ -334,7 +334,7 @@ def test_what_is_no_whole_pdf_is_kept_in_quarantine_and_never_filed(house: House
         ended = house.drain()
         assert ended.code == 3
         assert all(order in ended.err for order in bad)
-        assert filed(house) == expected([good])
+        assert stored(house) == expected([good])
         assert house.orders("--certificate", "failed").keys() == bad.keys()
         for order, body in bad.items():
             kept = list((house.archive / "quarantine").glob(f"{order}*.bin"))
@@ -343,7 +343,7 @@ def test_what_is_no_whole_pdf_is_kept_in_quarantine_and_never_filed(house: House
 
         lune.certificates.clear()
         assert house.drain().code == 0
-        assert filed(house) == expected(orders)
+        assert stored(house) == expected(orders)
 
 
 def test_the_key_is_not_repeated_though_lune_quotes_it(house: House, tmp_path: Path) -> None:
@@ -376,14 +376,14 @@ def test_a_lost_file_whose_certificate_has_changed_becomes_version_2(house: Hous
         same, changed = lune.add_orders(lune.live[0], ["complete", "complete"])
         house.configure(lune.base_url, lune.key)
         assert house.drain().code == 0
-        first = filed(house)
+        first = stored(house)
         for row in house.orders().values():
             Path(row["certificate"]["path"]).unlink()
         changed.edition = 2
         assert house.run("verify").code == 3
         repaired = house.run("verify", "--repair")
-        assert filed(house) == expected([same, changed])
-        assert filed(house)[changed.id] != first[changed.id]
+        assert stored(house) == expected([same, changed])
+        assert stored(house)[changed.id] != first[changed.id]
         (shown,) = house.lines("show", changed.id)
         assert [(one["version"], one["sha256"]) for one in shown["certificates"]] == [
             (1, first[changed.id]),
@@ -430,7 +430,7 @@ def test_a_listing_in_circles_is_left_and_said(
         assert ended.code == 3
         assert lune.live[0] in ended.err
         assert len(lune.seen) <= 3 + 6 + 1 + 3
-        assert filed(house) == expected(orders)
+        assert stored(house) == expected(orders)
 
 
 def test_a_key_of_the_other_mode_is_refused_before_anything_is_asked(house: House) -> None:

@@ -92,17 +92,17 @@ async def test_nothing_on_stdin_is_wrong_usage(home: Home) -> None:
     assert not home.ledger.exists()
 
 
-async def test_a_running_daemon_tracks_for_the_command_and_files_what_is_owed(
+async def test_a_running_daemon_tracks_for_the_command_and_stores_what_is_owed(
     home: Home, lune: Sandbox
 ) -> None:
     async with home.daemon() as daemon:
-        await until(lambda: daemon.events("sweep"))
+        await until(lambda: daemon.events("sweep finished"))
         order = lune.create_order("complete", hold=True, idempotency_key="INV-1")
         ran = await home.run("track", "--key", "INV-1", "nothing")
         assert ran.code == 3
         assert order.id in ran.out
         assert "nothing" in ran.err
-        await until(lambda: daemon.events("certificate filed"))
+        await until(lambda: daemon.events("certificate stored"))
         assert (await followed(home, order.id))["certificate"]["state"] == "stored"
         logged = daemon.events("order moved")
     assert [(event["order"], event["source"]) for event in logged] == [(order.id, "track")]
@@ -116,7 +116,7 @@ async def test_track_exits_alike_with_a_daemon_and_without(
         ["track", "some", "--account", "nobody"] if fault == "account" else ["track", "some"]
     )
     async with home.daemon() as daemon:
-        await until(lambda: daemon.events("sweep"))
+        await until(lambda: daemon.events("sweep finished"))
         if fault == "key":
             lune.faults.add("revoked-key")
         handed = await home.run(*arguments)
@@ -142,7 +142,7 @@ async def test_retry_makes_a_failed_certificate_due_and_the_daemon_fetches_it(
     orders = [lune.create_order("complete", hold=True) for _ in range(3)]
     lune.faults.add("html-certificate")
     async with home.daemon() as daemon:
-        await until(lambda: len(daemon.events("certificate not had")) == 3)
+        await until(lambda: len(daemon.events("certificate download failed")) == 3)
         failed = await home.orders("--certificate", "failed")
         assert set(failed) == {order.id for order in orders}
         lune.faults.clear()
@@ -153,7 +153,7 @@ async def test_retry_makes_a_failed_certificate_due_and_the_daemon_fetches_it(
         rest = await home.run("retry", "--all")
         assert rest.code == 0, rest.err
         assert len(rest.out.splitlines()) == 2
-        await until(lambda: len(daemon.events("certificate filed")) == 3)
+        await until(lambda: len(daemon.events("certificate stored")) == 3)
     assert len(await home.orders("--certificate", "stored")) == 3
 
 
@@ -198,7 +198,7 @@ async def test_verify_finds_what_is_missing_changed_and_unknown_and_repairs_it(
     assert found.code == 3
     report = found.document()
     assert report["checked"] == 4
-    assert {one["key"]: one["finding"] for one in report["discrepancies"]} == wrong
+    assert {one["path"]: one["finding"] for one in report["discrepancies"]} == wrong
     assert "--repair" in found.err
     repaired = await home.run("verify", "--repair")
     assert repaired.code == 0, repaired.err
@@ -224,7 +224,7 @@ async def test_a_running_daemon_repairs_for_the_command(home: Home, lune: Sandbo
         assert ran.code == 0, ran.err
         assert len(ran.document()["discrepancies"]) == 3
         assert "daemon" in ran.err
-        await until(lambda: len(daemon.events("certificate filed")) == 2)
+        await until(lambda: len(daemon.events("certificate stored")) == 2)
         assert (await home.run("verify")).code == 0
 
 

@@ -165,7 +165,7 @@ async def test_show_finds_an_order_by_its_idempotency_key(home: Home) -> None:
     assert (await home.show(HOSTILE))["metadata"] == {"note": "+1", "ö": "=1+1"}
 
 
-async def test_show_tells_a_person_where_an_order_is_and_what_it_waits_for(home: Home) -> None:
+async def test_show_says_to_a_person_where_an_order_is_and_what_it_waits_for(home: Home) -> None:
     owed, placed = await asyncio.gather(home.run("show", "INV-owed"), home.run("show", FORMULA))
     assert (owed.code, placed.code) == (0, 0)
     assert "complete" in owed.out
@@ -205,7 +205,7 @@ async def test_status_counts_what_the_orders_are(home: Home, orders: dict[str, A
     assert all(INSTANT.fullmatch(account["last_sweep_at"]) for account in status["accounts"])
 
 
-async def test_status_tells_a_person_the_same(home: Home) -> None:
+async def test_status_says_the_same_to_a_person(home: Home) -> None:
     ran = await home.run("status")
     assert ran.code == 0
     assert "1 owed" in ran.out

@@ -57,15 +57,15 @@ async def _live_through(folder: Path) -> Story:
             socket = home.ledger.with_name(home.ledger.name + ".socket")
             await until(socket.is_socket)
             mode = stat.S_IMODE(socket.stat().st_mode)
-            await until(lambda: daemon.events("sweep"))
+            await until(lambda: daemon.events("sweep finished"))
             hurry(lune, 4)
             meanwhile = (await home.run("status", "--json")).document()
             ids = [order.id for account in lune.accounts for order in lune.orders(account.id)]
             complete = [name for name in ids if lune.order(name).life.path[-1] == "complete"]
-            await until(lambda: len(daemon.events("certificate filed")) == len(complete))
+            await until(lambda: len(daemon.events("certificate stored")) == len(complete))
             await until(lambda: _have_ended(daemon.events()) == set(ids))
-            # A round of filing counts in the first sweep's line after its end.
-            await until(lambda: _told_as_filed(daemon.events("sweep")) >= len(complete))
+            # A round of collecting counts in the first sweep's line after its end.
+            await until(lambda: _stored(daemon.events("sweep finished")) >= len(complete))
             ended = await daemon.end()
         return Story(
             ended=ended,
@@ -80,8 +80,8 @@ async def _live_through(folder: Path) -> Story:
         )
 
 
-def _told_as_filed(sweeps: list[dict[str, Any]]) -> int:
-    return sum(sweep["filed"] for sweep in sweeps)
+def _stored(sweeps: list[dict[str, Any]]) -> int:
+    return sum(sweep["stored"] for sweep in sweeps)
 
 
 def _have_ended(logged: list[dict[str, Any]]) -> set[str]:
@@ -108,7 +108,7 @@ def test_every_line_of_its_log_is_json_with_an_event_a_level_and_an_instant(stor
     assert len(lines) == len(story.logged)
     assert all({"event", "level", "timestamp"} <= set(event) for event in story.logged)
     assert all(event["timestamp"].endswith("Z") for event in story.logged)
-    assert [story.logged[0]["event"], story.logged[-1]["event"]] == ["ledger made", "stopped"]
+    assert [story.logged[0]["event"], story.logged[-1]["event"]] == ["ledger created", "stopped"]
 
 
 def test_it_logs_one_line_per_transition(story: Story) -> None:
@@ -126,7 +126,7 @@ def test_it_logs_one_line_per_transition(story: Story) -> None:
     assert all(times == 1 for times in logged.values())
 
 
-def test_it_logs_one_line_per_filed_certificate(story: Story) -> None:
+def test_it_logs_one_line_per_stored_certificate(story: Story) -> None:
     recorded = Counter(
         (name, file["version"], file["sha256"])
         for name, one in story.shown.items()
@@ -135,21 +135,21 @@ def test_it_logs_one_line_per_filed_certificate(story: Story) -> None:
     logged = Counter(
         (event["order"], event["version"], event["sha256"])
         for event in story.logged
-        if event["event"] == "certificate filed"
+        if event["event"] == "certificate stored"
     )
     assert logged == recorded
 
 
 def test_it_logs_one_line_per_sweep_and_they_add_up(story: Story) -> None:
-    sweeps = [event for event in story.logged if event["event"] == "sweep"]
+    sweeps = [event for event in story.logged if event["event"] == "sweep finished"]
     assert len(sweeps) > 1
-    keys = {"accounts", "orders", "changed", "filed", "failed", "requests", "seconds"}
+    keys = {"accounts", "orders", "changed", "stored", "failed", "requests", "seconds"}
     assert all(keys <= set(sweep) for sweep in sweeps)
     assert sweeps[0]["accounts"] == 2
     assert sweeps[0]["orders"] == len(story.shown)
     moved = sum(len(one["transitions"]) - 1 for one in story.shown.values())
     assert sum(sweep["changed"] for sweep in sweeps) == moved
-    assert _told_as_filed(sweeps) == len(story.files)
+    assert _stored(sweeps) == len(story.files)
     assert sum(sweep["failed"] for sweep in sweeps) == 0
 
 
@@ -185,7 +185,7 @@ async def test_no_key_no_address_and_no_metadata_is_logged_whatever_goes_wrong(
                 assert EMAIL in served
         home = Home(tmp_path, lune, harvest__sweep_interval="500ms", log__level="debug")
         async with home.daemon() as daemon:
-            await until(lambda: len(daemon.events("sweep")) > 2)
+            await until(lambda: len(daemon.events("sweep finished")) > 2)
             lune.faults.add("revoked-key")
             await until(lambda: [one for one in daemon.events() if one["level"] == "error"])
             ran = await daemon.end()
@@ -206,7 +206,7 @@ async def test_a_retiring_order_s_certificate_is_kept_beside_the_final_one(tmp_p
             early = (home.archive / interim).read_bytes()
             lune.move_order(order.id, "complete")
             (final,) = await until(lambda: home.files() - {interim})
-            await until(lambda: len(daemon.events("certificate filed")) == 2)
+            await until(lambda: len(daemon.events("certificate stored")) == 2)
             await daemon.end()
         shown = await home.show(order.id)
     assert [one["kind"] for one in shown["certificates"]] == ["interim", "final"]
@@ -223,7 +223,7 @@ async def test_without_interim_no_certificate_is_asked_for_before_completion(
         lune.create_order("retiring", hold=True)
         home = Home(tmp_path, lune, harvest__sweep_interval="500ms")
         async with home.daemon() as daemon:
-            await until(lambda: len(daemon.events("sweep")) > 2)
+            await until(lambda: len(daemon.events("sweep finished")) > 2)
         assert lune.journal.count("GET /orders/{id}/certificate") == 0
 
 
@@ -250,6 +250,6 @@ async def test_it_waits_for_a_lune_that_is_not_there_yet(tmp_path: Path) -> None
         async with home.daemon() as daemon:
             await until(lambda: len(daemon.events()) > 2)
             await lune.start(port=port)
-            await until(lambda: daemon.events("certificate filed"))
+            await until(lambda: daemon.events("certificate stored"))
             ran = await daemon.end()
     assert ran.code == 0

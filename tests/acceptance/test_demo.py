@@ -75,13 +75,13 @@ def test_the_demo_leaves_whole_pdfs_where_it_says_and_prints_plain_lines(shown: 
     found = certificates(folder)
     assert are_whole(found)
     summary = re.search(
-        r"^(\d+) orders followed, (\d+) certificates filed.*\(0 wrong\)", ran.out, re.MULTILINE
+        r"^(\d+) orders followed, (\d+) certificates stored.*\(0 wrong\)", ran.out, re.MULTILINE
     )
     assert summary is not None
     assert 0 < len(found) == int(summary[2]) < int(summary[1])
     assert _progress(ran)[0] != _progress(ran)[-1]
     log = (folder.parent / "harvester.log").read_text()
-    assert '"event": "sweep"' in log
+    assert '"event": "sweep finished"' in log
     assert not [one for one in log.splitlines() if not one.startswith("{")]
 
 
@@ -100,7 +100,7 @@ async def test_the_demo_s_harvest_is_one_that_verifies(shown: Shown) -> None:
 
 def _progress(ran: Ran) -> list[str]:
     return [
-        line for line in ran.out.splitlines() if re.match(r"\d+ \w+, .*certificates filed$", line)
+        line for line in ran.out.splitlines() if re.match(r"\d+ \w+, .*certificates stored$", line)
     ]
 
 
@@ -108,7 +108,7 @@ def test_on_a_terminal_the_demo_draws_a_live_view_and_a_table(shown: Shown) -> N
     drawn = shown.drawn
     assert shown.code == 0
     assert "\x1b[" in drawn
-    assert drawn.count("certificates filed") > 3
+    assert drawn.count("certificates stored") > 3
     assert "█" in drawn
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
     assert re.search(r"order\s+tonnes\s+observed\s+certificate", plain)

@@ -17,7 +17,7 @@ import yaml
 from harvester import __version__
 from harvester.config.load import SECRETS, load
 from harvester.config.types import parse_duration
-from harvester.runtime.daemon import GRACE
+from harvester.context import Limits
 from tests.acceptance.harness import HARVESTER
 
 REPOSITORY = Path(__file__).parents[2]
@@ -191,9 +191,9 @@ def test_every_service_is_confined(name: str) -> None:
 
 def test_what_the_sandbox_leaves_is_not_found_by_the_real_thing() -> None:
     for name in ("harvester", "billing"):
-        kept = {place(volume) for volume in RUNNING[name]["volumes"] if is_named(volume)}
+        kept = {folder_of(volume) for volume in RUNNING[name]["volumes"] if is_named(volume)}
         layer = SANDBOX["services"][name]["volumes"]
-        assert {place(volume) for volume in layer if is_named(volume)} == kept
+        assert {folder_of(volume) for volume in layer if is_named(volume)} == kept
     assert not set(COMPOSE["volumes"]) & set(SANDBOX["volumes"])
 
 
@@ -201,7 +201,7 @@ def is_named(volume: str) -> bool:
     return not volume.startswith((".", "/"))
 
 
-def place(volume: str) -> str:
+def folder_of(volume: str) -> str:
     return volume.split(":")[1]
 
 
@@ -209,12 +209,12 @@ def place(volume: str) -> str:
 def test_a_volume_nobody_named_is_not_left_behind(name: str) -> None:
     service = RUNNING[name]
     covered = {scratch.partition(":")[0] for scratch in service["tmpfs"]}
-    assert STATE in covered | {place(volume) for volume in service.get("volumes", ())}
+    assert STATE in covered | {folder_of(volume) for volume in service.get("volumes", ())}
 
 
 def test_the_harvester_has_time_to_end_what_is_in_flight() -> None:
     grace = parse_duration(COMPOSE["services"]["harvester"]["stop_grace_period"])
-    assert grace.total_seconds() >= 2 * GRACE
+    assert grace.total_seconds() >= 2 * Limits().stop_grace
 
 
 def test_compose_checks_health_as_the_image_does() -> None:
@@ -250,8 +250,8 @@ def test_billing_reads_certificates_by_its_group_and_writes_none() -> None:
     uid, gid = harvester["user"].split(":")
     assert billing["user"].split(":")[0] != uid
     assert billing["group_add"] == [gid]
-    place = billing["environment"]["BILLING_CERTIFICATES"]
-    assert f"certificates:{place}:ro" in billing["volumes"]
+    folder = billing["environment"]["BILLING_CERTIFICATES"]
+    assert f"certificates:{folder}:ro" in billing["volumes"]
     assert not any("ledger" in volume for volume in billing["volumes"])
     assert billing["secrets"] == ["billing_secret"]
 

@@ -151,18 +151,18 @@ async def test_a_lune_that_is_somewhere_else_is_named_by_its_configured_address(
     assert lune.base_url in failures(ran)["Lune"]
 
 
-@pytest.mark.parametrize("place", ["storage__url", "database__url"])
-async def test_a_place_that_cannot_be_made_fails_with_the_reason(home: Home, place: str) -> None:
+@pytest.mark.parametrize("setting", ["storage__url", "database__url"])
+async def test_a_folder_that_cannot_be_made_fails_with_the_reason(home: Home, setting: str) -> None:
     (home.folder / "file").write_text("not a folder\n")
-    scheme = "file://" if place == "storage__url" else "sqlite:///"
-    home.configure(**{place: f"{scheme}{home.folder}/file/below"})
+    scheme = "file://" if setting == "storage__url" else "sqlite:///"
+    home.configure(**{setting: f"{scheme}{home.folder}/file/below"})
     ran = await home.run("doctor", "--json")
     assert ran.code != 0
-    subject = "archive" if place == "storage__url" else "ledger"
+    subject = "archive" if setting == "storage__url" else "ledger"
     assert f"{home.folder}/file" in failures(ran)[subject]
 
 
-async def test_an_archive_that_is_gone_fails_once_certificates_were_filed(home: Home) -> None:
+async def test_an_archive_that_is_gone_fails_once_certificates_were_stored(home: Home) -> None:
     assert (await home.run("run", "--drain")).code == 0
     home.archive.rename(home.folder / "unmounted")
     ran = await home.run("doctor", "--json")

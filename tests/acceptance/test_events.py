@@ -1,4 +1,4 @@
-"""A billing system is told: by the daemon and by a drain, over HTTP and by a command."""
+"""Events reach a billing system: by the daemon and by a drain, over HTTP and by a command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def a_lune() -> Sandbox:
 
 
 class Billing:
-    """A home whose harvester tells somebody."""
+    """A home whose harvester delivers events to somebody."""
 
     def __init__(self, folder: Path, lune: Sandbox, **settings: object) -> None:
         self.home = Home(folder, lune, http__listen="", **(QUICK | settings))
@@ -44,8 +44,8 @@ class Billing:
         with self.home.config.open("a") as config:
             config.write("\n".join((f"[[events.{kind}]]", *lines, "")))
 
-    async def tell(self, receiver: Receiver, **settings: object) -> str:
-        """Have the receiver told, under the name billing."""
+    async def register(self, receiver: Receiver, **settings: object) -> str:
+        """Register the receiver, under the name billing."""
         secret = await self.secret()
         self.add(
             "receivers",
@@ -65,18 +65,20 @@ class Billing:
         return ran.rows()
 
 
-def is_told_of(receiver: Receiver, status: str) -> bool:
-    return any(event["data"]["status"] == status for event in receiver.taken)
+def has_accepted(receiver: Receiver, status: str) -> bool:
+    return any(event["data"]["status"] == status for event in receiver.accepted)
 
 
 def types(receiver: Receiver) -> list[str]:
-    return [event["type"] for event in receiver.taken]
+    return [event["type"] for event in receiver.accepted]
 
 
-async def test_a_daemon_tells_of_an_order_up_to_its_stored_certificate(tmp_path: Path) -> None:
+async def test_a_daemon_delivers_the_events_of_an_order_up_to_its_stored_certificate(
+    tmp_path: Path,
+) -> None:
     async with a_lune() as lune, receiving() as receiver:
         billing = Billing(tmp_path, lune)
-        secret = await billing.tell(receiver)
+        secret = await billing.register(receiver)
         hooked = tmp_path / "hooked"
         script = (
             "import os, pathlib, sys;"
@@ -91,7 +93,7 @@ async def test_a_daemon_tells_of_an_order_up_to_its_stored_certificate(tmp_path:
         )
         async with billing.home.daemon() as daemon:
             order = lune.create_order("placed", hold=True, idempotency_key="INV-1")
-            await until(lambda: len(receiver.taken) == 1)
+            await until(lambda: len(receiver.accepted) == 1)
             lune.move_order(order.id, "complete")
             await until(lambda: "certificate.stored" in types(receiver))
             await until(hooked.exists)
@@ -103,27 +105,29 @@ async def test_a_daemon_tells_of_an_order_up_to_its_stored_certificate(tmp_path:
             assert Webhook(secret).verify(sent.body, sent.headers) == sent.event
         moves = [
             (event["data"]["previous_status"], event["data"]["status"])
-            for event in receiver.taken
+            for event in receiver.accepted
             if event["type"] == "order.status_changed"
         ]
         assert moves == [(None, "placed"), ("placed", "complete")]
-        stored = receiver.taken[-1]
+        stored = receiver.accepted[-1]
         assert stored["subject"] == order.id
         assert stored["data"]["idempotency_key"] == "INV-1"
         assert stored["data"]["sha256"] == row["certificate"]["sha256"]
-        assert row["certificate"]["path"].endswith(stored["data"]["key"])
+        assert row["certificate"]["path"].endswith(stored["data"]["path"])
         listed = await billing.events()
-        assert [one["event"] for one in listed] == receiver.taken
+        assert [one["event"] for one in listed] == receiver.accepted
         assert await billing.events("--undelivered") == []
         assert [one["seq"] for one in await billing.events("--after", "1")] == [2, 3]
         assert secret.removeprefix("whsec_") not in ended.err
 
 
-async def test_what_hangs_does_not_keep_the_daemon_from_telling_others(tmp_path: Path) -> None:
+async def test_what_hangs_does_not_keep_others_from_getting_events(
+    tmp_path: Path,
+) -> None:
     go = tmp_path / "go"
     async with a_lune() as lune, receiving() as receiver:
         billing = Billing(tmp_path, lune)
-        await billing.tell(receiver)
+        await billing.register(receiver)
         waiting = f"touch {tmp_path}/begun; while [ ! -e {go} ]; do sleep 0.05; done"
         billing.add("hooks", name="hanging", command=["/bin/sh", "-c", waiting], timeout="5m")
         async with billing.home.daemon() as daemon:
@@ -131,39 +135,39 @@ async def test_what_hangs_does_not_keep_the_daemon_from_telling_others(tmp_path:
             await until((tmp_path / "begun").exists)
             for status in ("paid", "retiring"):
                 lune.move_order(order.id, status)
-                await until(partial(is_told_of, receiver, status))
+                await until(partial(has_accepted, receiver, status))
             go.touch()
             ended = await daemon.end()
         assert ended.code == DONE, ended.err
 
 
-async def test_a_drain_tells_at_its_end(tmp_path: Path) -> None:
+async def test_a_drain_delivers_at_its_end(tmp_path: Path) -> None:
     async with a_lune() as lune, receiving() as receiver:
         billing = Billing(tmp_path, lune)
-        await billing.tell(receiver, types=["certificate.stored"])
+        await billing.register(receiver, types=["certificate.stored"])
         for _ in range(3):
             lune.create_order("complete", hold=True)
         report = (await billing.home.run("run", "--drain", "--json")).document()
-        assert (report["events_announced"], report["events_not_taken"]) == (3, 0)
+        assert (report["events_delivered"], report["deliveries_failed"]) == (3, 0)
         assert types(receiver) == ["certificate.stored"] * 3
 
 
-async def test_a_dry_run_tells_nobody(tmp_path: Path) -> None:
+async def test_a_dry_run_delivers_nothing(tmp_path: Path) -> None:
     async with a_lune() as lune, receiving() as receiver:
         billing = Billing(tmp_path, lune)
-        await billing.tell(receiver)
+        await billing.register(receiver)
         lune.create_order("complete", hold=True)
         ran = await billing.home.run("run", "--drain", "--dry-run")
         assert ran.code == DONE, ran.err
         assert receiver.sent == []
 
 
-async def test_a_daemon_that_was_killed_before_it_told_tells_under_the_same_id(
+async def test_a_daemon_that_was_killed_before_a_delivery_repeats_it_under_the_same_id(
     tmp_path: Path,
 ) -> None:
     async with a_lune() as lune, receiving() as receiver:
         billing = Billing(tmp_path, lune)
-        await billing.tell(receiver)
+        await billing.register(receiver)
         receiver.hold.clear()
         lune.create_order("placed", hold=True)
         async with billing.home.daemon() as daemon:
@@ -185,7 +189,7 @@ async def test_what_a_receiver_missed_can_be_listed_and_sent_again(
 ) -> None:
     async with a_lune() as lune, receiving() as receiver:
         billing = Billing(tmp_path, lune)
-        await billing.tell(receiver)
+        await billing.register(receiver)
         receiver.judge = lambda _: 410
         lune.create_order("placed", hold=True)
         ran = await billing.home.run("run", "--drain")
@@ -202,9 +206,9 @@ async def test_what_a_receiver_missed_can_be_listed_and_sent_again(
         if daemon_runs:
             async with billing.home.daemon():
                 ran = await resend("--receiver", "billing")
-                await until(lambda: len(receiver.taken) == 1)
+                await until(lambda: len(receiver.accepted) == 1)
                 again = await resend("1")
-                await until(lambda: len(receiver.taken) == 2)
+                await until(lambda: len(receiver.accepted) == 2)
         else:
             ran = await resend("--receiver", "billing")
             await billing.home.run("run", "--drain")
@@ -213,8 +217,8 @@ async def test_what_a_receiver_missed_can_be_listed_and_sent_again(
         for one in (ran, again):
             assert one.code == DONE, one.err
             assert one.rows() == [{"seq": 1, "receiver": "billing"}]
-        assert len({event["id"] for event in receiver.taken}) == 1
-        assert len(receiver.taken) == 2
+        assert len({event["id"] for event in receiver.accepted}) == 1
+        assert len(receiver.accepted) == 2
 
         nothing = await resend("77")
         assert nothing.code == UNFINISHED
@@ -276,7 +280,7 @@ async def test_a_secret_that_cannot_be_used_is_found_before_anything_begins(
 ) -> None:
     async with a_lune() as lune, receiving() as receiver:
         billing = Billing(tmp_path, lune)
-        await billing.tell(receiver)
+        await billing.register(receiver)
         (tmp_path / "billing_secret").write_text("CANARY-not-a-secret")
         ran = await billing.home.run("run")
     assert ran.code == CONFIGURATION

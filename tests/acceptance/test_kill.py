@@ -107,7 +107,7 @@ def finish(house: House, lune: OtherLune) -> None:
 
 
 @pytest.mark.parametrize(("command", "rounds"), [(["run", "--drain"], ROUNDS), (["run"], 4)])
-def test_a_harvester_killed_again_and_again_files_everything_once(
+def test_a_harvester_killed_again_and_again_stores_everything_once(
     house: House,
     large: OtherLune,
     tell: Callable[[str], None],
@@ -123,19 +123,19 @@ def test_a_harvester_killed_again_and_again_files_everything_once(
         wait_for_a_moment(lune, process, draw)
         process.kill()
         outcomes.append(house.finish(process).code)
-        filed = assert_every_file_is_whole(house, lune) if house.archive.exists() else {}
-        outcomes.append(len(filed))
+        stored = assert_every_file_is_whole(house, lune) if house.archive.exists() else {}
+        outcomes.append(len(stored))
         move(lune, draw)
     finish(house, lune)
-    adopted = sum(
-        told.read_text().count("certificate adopted") for told in house.said.glob("*.err")
+    recovered = sum(
+        log.read_text().count("certificate recovered") for log in house.said.glob("*.err")
     )
     killed = outcomes[::2].count(-signal.SIGKILL)
     assert killed > rounds // 2
     tell(
         f"{' '.join(command)}: killed {killed} times with {outcomes[1::2]} files, "
         f"{len(lune.asked('/certificate'))} downloads for {len(lune.orders)} certificates, "
-        f"{adopted} adopted"
+        f"{recovered} recovered"
     )
 
 

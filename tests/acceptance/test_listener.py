@@ -24,7 +24,7 @@ def a_lune() -> Sandbox:
     return Sandbox(SandboxOptions(orders=3, speed=0, rate_limit=0))
 
 
-async def test_the_daemon_answers_where_it_is_told_to_and_healthcheck_asks_it(
+async def test_the_daemon_answers_at_the_configured_address_and_healthcheck_asks_it(
     tmp_path: Path,
 ) -> None:
     async with a_lune() as lune:

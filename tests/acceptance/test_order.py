@@ -107,7 +107,7 @@ async def test_an_order_is_placed_shown_and_followed_under_a_key_that_is_made(
     assert [step["source"] for step in shown["transitions"]] == ["track"]
 
 
-async def test_waiting_stays_until_the_certificate_is_filed_whoever_is_followed(
+async def test_waiting_stays_until_the_certificate_is_stored_whoever_is_followed(
     home: Home, lune: Sandbox
 ) -> None:
     client = lune.accounts[1].id
@@ -127,7 +127,7 @@ async def test_waiting_in_vain_is_said_with_3(home: Home, lune: Sandbox) -> None
     ran = await home.run(*BUY, "--wait", "200ms")
     assert ran.code == 3
     assert "is placed: received; it is followed" in ran.out
-    assert "not filed yet" in ran.err
+    assert "not stored yet" in ran.err
     assert chain(home) == [("received", "track")]
 
 

@@ -16,7 +16,7 @@ from tests.acceptance.ordering import (
     MASS,
     PLACED_BEFORE,
     chain,
-    open_intentions,
+    open_purchases,
 )
 from tests.integration.order_desk import MESSAGE, OWN, OrderDesk, Turn, refusing
 
@@ -41,7 +41,7 @@ PRIVATE = ("--metadata", "customer=Zoë Private")
 
 
 @pytest.mark.parametrize("daemon", [False, True], ids=["alone", "daemon"])
-async def test_a_refusal_is_told_with_3_and_leaves_the_key_free(
+async def test_a_refusal_is_reported_with_3_and_leaves_the_key_free(
     shop: Home, desk: OrderDesk, daemon: bool
 ) -> None:
     async with maybe_a_daemon(shop, runs=daemon):
@@ -59,7 +59,7 @@ async def test_a_refusal_is_told_with_3_and_leaves_the_key_free(
     assert len(desk.orders) == 1
 
 
-async def test_a_refused_quote_is_told_with_3_and_nothing_is_ordered(
+async def test_a_refused_quote_is_reported_with_3_and_nothing_is_ordered(
     shop: Home, desk: OrderDesk
 ) -> None:
     desk.quote_turns.append(refusing(400, "bundle_selection_ratios_invalid"))
@@ -180,14 +180,14 @@ async def test_interrupted_while_the_order_is_sent_the_key_is_known_and_the_orde
     assert stopped.code == 130
     assert "idempotency key: K" in stopped.err
     assert "Traceback" not in stopped.err
-    assert open_intentions(shop) == ["K"]
+    assert open_purchases(shop) == ["K"]
     assert len(desk.posts()) == 1
 
 
 # With a daemon.
 
 
-async def test_a_running_daemon_places_the_order_and_files_its_certificate(
+async def test_a_running_daemon_places_the_order_and_stores_its_certificate(
     home: Home, lune: Sandbox
 ) -> None:
     home.configure(harvest__sweep_interval="1h")  # no sweep may be first to see it

@@ -67,7 +67,7 @@ def counts(ledger: Path) -> dict[str, int]:
         }
 
 
-async def test_a_drain_records_every_order_and_files_every_certificate(
+async def test_a_drain_records_every_order_and_stores_every_certificate(
     home: Home, lune: Sandbox
 ) -> None:
     ran = await home.run(*DRAIN)
@@ -85,17 +85,17 @@ async def test_a_drain_records_every_order_and_files_every_certificate(
         assert certificate["sha256"] == hashlib.sha256(data).hexdigest()
         assert certificate["size"] == len(data)
     assert f"{len(rows)} orders" in ran.out
-    assert f"{len(complete)} certificates filed" in ran.out
+    assert f"{len(complete)} certificates stored" in ran.out
 
 
 async def test_a_second_drain_asks_for_no_certificate_again(home: Home, lune: Sandbox) -> None:
     await home.run(*DRAIN)
-    filed = contents(home.archive)
+    stored = contents(home.archive)
     lune.journal.clear()
     ran = await home.run(*DRAIN, "--json")
-    assert (ran.code, ran.document()["certificates_filed"]) == (0, 0)
+    assert (ran.code, ran.document()["certificates_stored"]) == (0, 0)
     assert lune.journal.count(CERTIFICATE) == 0
-    assert contents(home.archive) == filed
+    assert contents(home.archive) == stored
 
 
 async def test_json_is_one_document_on_stdout_and_the_same_as_the_report(
@@ -108,7 +108,7 @@ async def test_json_is_one_document_on_stdout_and_the_same_as_the_report(
     assert (report["exit_code"], report["interrupted"], report["dry_run"]) == (0, False, False)
     assert report["accounts"] == len(lune.accounts)
     assert report["orders_seen"] == report["orders_new"] == len(served(lune))
-    assert report["certificates_filed"] == len(served(lune, "complete"))
+    assert report["certificates_stored"] == len(served(lune, "complete"))
     assert report["certificates_missing"] == []
     assert report["requests"] == lune.journal.count()
     waiting = {one["id"]: one["status"] for one in report["open"]}
@@ -159,7 +159,7 @@ async def test_a_dry_run_on_nothing_leaves_nothing(home: Home, lune: Sandbox) ->
     assert ran.code == 0, ran.err
     assert contents(home.folder) == before
     report = ran.document()
-    assert (report["dry_run"], report["certificates_filed"]) == (True, 0)
+    assert (report["dry_run"], report["certificates_stored"]) == (True, 0)
     assert report["orders_new"] == len(served(lune))
     assert lune.journal.count(CERTIFICATE) == 0
 
@@ -183,17 +183,19 @@ async def test_a_dry_run_leaves_the_ledger_as_it_is_and_needs_no_lock(
     assert beside.code == 0, beside.err
 
 
-async def test_a_certificate_that_comes_within_the_wait_is_filed(home: Home, lune: Sandbox) -> None:
+async def test_a_certificate_that_comes_within_the_wait_is_stored(
+    home: Home, lune: Sandbox
+) -> None:
     late = served(lune, "complete")
     lune.faults.add(f"certificate-missing,times={len(late)}")
     ran = await home.run(*DRAIN, "--wait", "45s", "--json")
     assert ran.code == 0, ran.err
-    assert ran.document()["certificates_filed"] == len(late)
+    assert ran.document()["certificates_stored"] == len(late)
     assert ran.document()["seconds"] < 40
     assert ids(home.files()) == late
     # It takes over ten seconds, and progress is shown every five.
     progress = [line for line in ran.err.splitlines() if not line.startswith("{")]
-    assert re.search(r"\d orders seen .* \d+ of \d+ certificates filed", " ".join(progress))
+    assert re.search(r"\d orders seen .* \d+ of \d+ certificates stored", " ".join(progress))
     assert all(re.fullmatch(r"[ -~]+", line) for line in progress)
 
 
@@ -308,19 +310,19 @@ async def test_an_interrupted_drain_exits_130_and_goes_on_where_it_was(
         lune.create_order("complete", hold=True)
     home.configure(lune__rate_limit=10)
     async with home.running(*DRAIN, "--report", "report.json") as drain:
-        await until(lambda: drain.events("certificate filed") or drain.ended)
+        await until(lambda: drain.events("certificate stored") or drain.ended)
         ran = await drain.end(signal.SIGINT)
     assert ran.code == 130
     report = json.loads((home.folder / "report.json").read_text())
     assert (report["exit_code"], report["interrupted"]) == (130, True)
     first = ids(home.files())
     assert 0 < len(first) < len(served(lune, "complete"))
-    assert {event["order"] for event in events(ran.err, "certificate filed")} == first
+    assert {event["order"] for event in events(ran.err, "certificate stored")} == first
 
     home.configure(lune__rate_limit=1000)
     ran = await home.run(*DRAIN)
     assert ran.code == 0, ran.err
-    again = {event["order"] for event in events(ran.err, "certificate filed")}
+    again = {event["order"] for event in events(ran.err, "certificate stored")}
     assert again == served(lune, "complete") - first
     assert (await home.run("verify")).code == 0
 
@@ -345,5 +347,5 @@ async def test_a_terminal_gets_a_live_line_and_no_log(home: Home, lune: Sandbox)
     code, drawn = await on_a_terminal(home, *DRAIN)
     assert code == 0
     assert "\x1b[" in drawn
-    assert f"{len(served(lune, 'complete'))} certificates filed" in drawn
+    assert f"{len(served(lune, 'complete'))} certificates stored" in drawn
     assert "order moved" not in drawn

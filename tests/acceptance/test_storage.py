@@ -1,4 +1,4 @@
-"""A disk that is gone, read-only or full: tracking goes on, filing resumes by itself."""
+"""A disk that is gone, read-only or full: tracking goes on, downloads resume by themselves."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ async def goes_on_tracking_and_resumes(
     mend: Callable[[], object],
 ) -> None:
     """Spoil the archive under a running daemon, mend it, and hold it to what it promises."""
-    await until(lambda: daemon.events("certificate filed"))
+    await until(lambda: daemon.events("certificate stored"))
     spoil()
     late = lune.create_order("retiring", hold=True)
     lune.move_order(late.id, "complete")
     # It is said once, whatever it takes.
-    (said,) = await until(lambda: daemon.events("archive takes no files"))
+    (said,) = await until(lambda: daemon.events("archive unavailable"))
     assert str(home.archive) in said["reason"]
     placed = lune.create_order("placed", hold=True)
     await until(lambda: placed.id in _moved(daemon))
@@ -70,12 +70,12 @@ async def goes_on_tracking_and_resumes(
     row = (await home.orders())[late.id]
     assert (row["status"], row["certificate"]["state"]) == ("complete", "owed")
     asked = lune.journal.count("GET /orders/{id}/certificate")
-    swept = len(daemon.events("sweep"))
-    await until(lambda: len(daemon.events("sweep")) > swept + 1)
+    swept = len(daemon.events("sweep finished"))
+    await until(lambda: len(daemon.events("sweep finished")) > swept + 1)
     assert lune.journal.count("GET /orders/{id}/certificate") == asked
-    assert len(daemon.events("archive takes no files")) == 1
+    assert len(daemon.events("archive unavailable")) == 1
     mend()
-    await until(lambda: len(daemon.events("certificate filed")) == 2)
+    await until(lambda: len(daemon.events("certificate stored")) == 2)
     ended = await daemon.end()
     assert ended.code == 0
     rows = await home.orders()
@@ -88,7 +88,7 @@ def _moved(daemon: Running) -> list[str]:
     return [event["order"] for event in daemon.events("order moved")]
 
 
-async def test_filing_resumes_when_a_folder_that_was_gone_is_back(
+async def test_downloads_resume_when_a_folder_that_was_gone_is_back(
     home: Home, lune: Sandbox
 ) -> None:
     elsewhere = home.folder / "unmounted"
@@ -102,7 +102,7 @@ async def test_filing_resumes_when_a_folder_that_was_gone_is_back(
         )
 
 
-async def test_filing_resumes_when_a_full_disk_has_room_again(
+async def test_downloads_resume_when_a_full_disk_has_room_again(
     home: Home, lune: Sandbox, disk: Path
 ) -> None:
     filler = disk / ".filler"
@@ -117,7 +117,7 @@ async def test_filing_resumes_when_a_full_disk_has_room_again(
         await goes_on_tracking_and_resumes(home, lune, daemon, spoil=fill, mend=filler.unlink)
 
 
-async def test_filing_resumes_when_a_read_only_disk_is_writable_again(
+async def test_downloads_resume_when_a_read_only_disk_is_writable_again(
     home: Home, lune: Sandbox, disk: Path
 ) -> None:
     def remount(mode: str) -> None:
@@ -151,10 +151,10 @@ async def test_a_daemon_that_starts_without_its_archive_tracks_and_makes_no_othe
     late = lune.create_order("complete", hold=True)
     async with home.daemon() as daemon:
         await until(lambda: late.id in _moved(daemon))
-        await until(lambda: daemon.events("archive takes no files"))
+        await until(lambda: daemon.events("archive unavailable"))
         assert not home.archive.exists()
         elsewhere.rename(home.archive)
-        await until(lambda: daemon.events("certificate filed"))
+        await until(lambda: daemon.events("certificate stored"))
         assert (await daemon.end()).code == 0
 
 

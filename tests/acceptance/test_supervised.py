@@ -28,11 +28,11 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 
 class Manager:
-    """Listens on the notify socket and keeps what it was told."""
+    """Listens on the notify socket and keeps the messages that came."""
 
     def __init__(self, folder: Path) -> None:
         self.address = folder / "notify"
-        self.told: list[dict[str, str]] = []
+        self.messages: list[dict[str, str]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.address))
         self._socket.setblocking(False)
@@ -42,12 +42,12 @@ class Manager:
         with contextlib.suppress(BlockingIOError):
             while True:
                 text = self._socket.recv(65536).decode()
-                self.told.append(dict(line.split("=", 1) for line in text.split("\n")))
+                self.messages.append(dict(line.split("=", 1) for line in text.split("\n")))
 
-    def heard(self, name: str, text: str = "") -> bool:
-        """Tell whether something was said, with this in its value."""
+    def received(self, name: str, text: str = "") -> bool:
+        """Tell whether a message has something of this name, with this in its value."""
         self.listen()
-        return any(text in one.get(name, "") for one in self.told if name in one)
+        return any(text in one.get(name, "") for one in self.messages if name in one)
 
     def close(self) -> None:
         self._socket.close()
@@ -92,41 +92,44 @@ async def test_the_daemon_is_ready_once_the_ledger_is_open_though_lune_is_down(
 ) -> None:
     home = Home(tmp_path, sandbox, lune__base_url="http://127.0.0.1:9/v1")
     async with managed(home) as (manager, process):
-        await until(lambda: manager.heard("READY"))
+        await until(lambda: manager.received("READY"))
         assert holder_of(home.ledger) is not None
-        assert manager.told[0]["READY"] == "1"
+        assert manager.messages[0]["READY"] == "1"
         process.send_signal(signal.SIGTERM)
         assert await ended(process) == 0
-        assert manager.heard("STOPPING")
+        assert manager.received("STOPPING")
 
 
 async def test_the_text_follows_what_the_daemon_does(tmp_path: Path, sandbox: Sandbox) -> None:
     sandbox.create_order("paid", hold=True)
     home = Home(tmp_path, sandbox, harvest__sweep_interval="300ms")
+    words = "following 1 order, 0 certificates owed, last"
     async with managed(home, watchdog=2_000_000) as (manager, _):
-        await until(lambda: manager.heard("STATUS", "following 1 order, 0 certificates owed, last"))
-        assert manager.heard("WATCHDOG")
+        await until(
+            lambda: manager.received("STATUS", words)
+        )
+        assert manager.received("WATCHDOG")
         sandbox.faults.add("revoked-key")
-        await until(lambda: manager.heard("STATUS", "Lune refuses the key"))
+        await until(lambda: manager.received("STATUS", "Lune refuses the key"))
 
 
-async def test_a_reload_is_told_and_a_bad_configuration_named(
+async def test_a_reload_is_reported_and_a_bad_configuration_named(
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
     home = Home(tmp_path, sandbox)
     right = home.config.read_text()
     async with managed(home) as (manager, process):
-        await until(lambda: manager.heard("READY"))
+        await until(lambda: manager.received("READY"))
         home.config.write_text(right + "[harvset]\n")
         process.send_signal(signal.SIGHUP)
-        await until(lambda: manager.heard("STATUS", "not reloaded"))
+        await until(lambda: manager.received("STATUS", "not reloaded"))
         home.config.write_text(right)
-        manager.told.clear()
+        manager.messages.clear()
         process.send_signal(signal.SIGHUP)
-        await until(lambda: manager.heard("READY"))
-        assert manager.heard("RELOADING")
+        await until(lambda: manager.received("READY"))
+        assert manager.received("RELOADING")
         # What was said before it may have been about the wrong one still.
-        ready = next(one for one in manager.told if "READY" in one)
+        ready = next(one for one in manager.messages if "READY" in one)
         assert "not reloaded" not in ready["STATUS"]
 
 
@@ -149,7 +152,7 @@ async def test_aborted_by_the_watchdog_it_says_where_it_stood(
 ) -> None:
     home = Home(tmp_path, sandbox)
     async with managed(home) as (manager, process):
-        await until(lambda: manager.heard("READY"))
+        await until(lambda: manager.received("READY"))
         process.send_signal(signal.SIGABRT)
         assert await ended(process) == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in (tmp_path / "log").read_text()
@@ -174,7 +177,7 @@ async def test_lines_for_the_journal_begin_with_their_priority(
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as journal:
         lines = [await asyncio.to_thread(journal.readline)]
-        while "step failed" not in lines[-1] and "could not be swept" not in lines[-1]:
+        while "step failed" not in lines[-1] and "sweep failed" not in lines[-1]:
             lines.append(await asyncio.to_thread(journal.readline))
             assert lines[-1], lines
         process.send_signal(signal.SIGTERM)

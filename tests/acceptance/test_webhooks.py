@@ -39,7 +39,7 @@ async def test_a_certificate_is_stored_seconds_after_the_event_though_sweeps_are
         assert (await home.run("webhooks", "register", url)).code == 0
         order = lune.create_order("paid", hold=True)
         async with home.daemon() as daemon:
-            await until(lambda: daemon.events("sweep"))
+            await until(lambda: daemon.events("sweep finished"))
             began = time.monotonic()
             lune.move_order(order.id, "complete")
             await until(home.files)
@@ -106,17 +106,17 @@ async def test_without_a_secret_there_is_no_such_path(tmp_path: Path) -> None:
             await daemon.end()
 
 
-async def test_a_stuck_order_is_told_once_and_status_says_what_it_waits_for(
+async def test_a_stuck_order_is_reported_once_and_status_says_what_it_waits_for(
     tmp_path: Path,
 ) -> None:
     async with a_lune() as lune:
         home = Home(tmp_path, lune, harvest__stuck_placed="1ms")
         order = lune.create_order("placed", hold=True)
         async with home.daemon() as daemon:
-            await until(lambda: daemon.events("sweep"))
+            await until(lambda: daemon.events("sweep finished"))
             await daemon.end()
         async with home.daemon() as daemon:  # which keeps house at its start
-            await until(lambda: daemon.events("order is stuck"))
+            await until(lambda: daemon.events("order stuck"))
             await daemon.end()
         ran = await home.run("status")
         assert f"stuck: order {order.id}" in ran.out
@@ -126,7 +126,7 @@ async def test_a_stuck_order_is_told_once_and_status_says_what_it_waits_for(
         async with home.daemon() as daemon:
             await until(lambda: daemon.events("started"))
             await daemon.end()
-            assert daemon.events("order is stuck") == []
+            assert daemon.events("order stuck") == []
 
 
 async def test_status_names_twenty_stuck_orders_and_says_that_there_are_more(

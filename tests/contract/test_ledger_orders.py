@@ -239,13 +239,13 @@ async def rejected_documents(kept: Kept) -> dict[str, str]:
         rows = await connection.execute(
             select(rejected_orders.c.account_id, rejected_orders.c.document)
         )
-        return dict(rows.tuples().all())
+        return {row.account_id: row.document for row in rows}
 
 
 async def test_what_was_rejected_is_recorded_and_counted_not_repeated(kept: Kept) -> None:
     odd = RejectedOrder("o9", "status: not printable text", '{"id": "o9"}')
     worse = replace(odd, reason="created_at: not an instant", document="{}")
-    assert (await kept.see(rejected=[odd])).rejected == [odd]
+    assert (await kept.see(rejected=[odd])).rejected == (odd,)
     await kept.see(rejected=[worse], at=NOW + HOUR)
     await kept.see(rejected=[odd], account=CLIENT)
     assert await newest_rejections(kept.database) == [

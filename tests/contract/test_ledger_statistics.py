@@ -37,7 +37,7 @@ async def test_an_empty_ledger_counts_nothing(kept: Kept) -> None:
     assert await newest_rejections(kept.database) == []
 
 
-async def test_orders_are_counted_by_status_and_certificate_and_the_longest_in_each_is_told(
+async def test_orders_are_counted_by_status_and_certificate_and_the_longest_in_each_is_returned(
     kept: Kept,
 ) -> None:
     await kept.see(order("o1", "complete"), order("o2", "paid"), at=NOW)
@@ -157,7 +157,7 @@ async def test_parked_accounts_and_those_followed_no_more_have_no_part_in_it(kep
 # How long certificates were owed.
 
 
-async def test_for_each_final_certificate_it_is_told_how_long_it_was_owed(kept: Kept) -> None:
+async def test_for_each_final_certificate_it_is_returned_how_long_it_was_owed(kept: Kept) -> None:
     await kept.see(order("o1", "complete"), order("o2", "complete"))
     await kept.see(order("o3", "retiring"), schedule=EAGER)
     before = await last_event(kept.database)

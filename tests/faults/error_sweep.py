@@ -143,7 +143,7 @@ def main(
     jobs: int,
     as_json: bool,
 ) -> None:
-    """Sweep and tell; exit 1 when anything did not hold."""
+    """Sweep and report; exit 1 when anything did not hold."""
     faults = list(product(errors or ERRORS, modes or MODES))
     broken = 0
     for one in sweep_all(flows or FLOWS, faults, *parse_sample(sample, every), jobs):

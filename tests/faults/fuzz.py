@@ -41,7 +41,7 @@ class Watch:
         self.found: dict[str, Path] = {}
 
     def __call__(self, data: bytes) -> None:
-        """Run it once; a failure is told once for each place it comes from."""
+        """Run it once; a failure is printed once for each place it comes from."""
         self.runs += 1
         began = time.perf_counter()
         try:

@@ -225,12 +225,12 @@ class _Asked:
         logs.configure("debug", "json", self._log)
 
     def __call__(self, data: bytes) -> None:
-        """Have every kind of answer read from the same bytes, and look at what was logged."""
+        """Have every kind of answer read from the same bytes, and check what was logged."""
         self._said = data
         self._loop.run_until_complete(self._ask())
-        for told in self._log.getvalue().splitlines():
-            plain(told)
-            assert json.loads(told)["event"]
+        for logged in self._log.getvalue().splitlines():
+            plain(logged)
+            assert json.loads(logged)["event"]
         self._log.seek(0)
         self._log.truncate()
 

@@ -2,21 +2,24 @@
 
     python -m tests.faults.kill_loop --rounds N [--seed S] [--json]
 
-Lune misbehaves in several ways meanwhile, and its orders keep being made and moving on. Most kills
-come while certificates are fetched, a third at any moment from the start of the process on. Every
-few rounds Lune behaves, a run comes to its end and the invariants are checked; at the end too, and
-that all is there.
+Lune misbehaves in several ways meanwhile, and its orders keep being made and moving on. A third of
+the kills comes at any moment from the start of the process on, a third after some requests, and a
+third as soon as a certificate's file has its name, before the ledger knows. Every few rounds Lune
+behaves, a run comes to its end and the invariants are checked; at the end too, and that all is
+there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +27,7 @@ from pathlib import Path
 import click
 
 from harvester.sandbox import Sandbox, SandboxOptions
-from tests.acceptance.harness import Home, Running, until
+from tests.acceptance.harness import PATIENCE, Home, Running, until
 from tests.faults.invariants import BrokenError, check_invariants
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
@@ -43,6 +46,7 @@ FAULTS = (
 _NEXT = {"received": "placed", "placed": "paid", "paid": "retiring", "retiring": "complete"}
 _STARTING_S = 1.0
 _WORKING_S = 0.15
+_LOOKING_S = 0.001
 
 
 @dataclass(slots=True)
@@ -109,26 +113,46 @@ async def _round(scene: Scene, draw: random.Random, loop: Loop) -> None:
     command = draw.choice((("run", "--drain"), ("run",)))
     async with scene.home.running(*command) as running:
         try:
-            await _wait_for_a_moment(scene.proxy, running, draw)
+            await _wait_for_a_moment(scene, running, draw)
         except TimeoutError:
-            loop.idle += 1  # it keeps a pause that Lune told it to, or the machine is overloaded
-        loop.rounds += 1
-        loop.killed += not running.ended
+            loop.idle += 1  # it keeps a pause that Lune asked for, or the machine is overloaded
         if not running.ended:
             running.process.kill()
-        await running.result()
+        ran = await running.result()
+    loop.rounds += 1
+    loop.killed += ran.code == -signal.SIGKILL
     scene.keep("".join(running.err))
     loop.recovered += len(running.events("certificate recovered"))
     scene.clean_end = False
 
 
-async def _wait_for_a_moment(proxy: Proxy, running: Running, draw: random.Random) -> None:
-    if draw.random() < 1 / 3:
+async def _wait_for_a_moment(scene: Scene, running: Running, draw: random.Random) -> None:
+    kind = draw.choice(("start", "requests", "file"))
+    if kind == "start":
         await asyncio.sleep(draw.uniform(0, _STARTING_S))
-        return
-    enough = proxy.count() + draw.randrange(1, 12)
-    await until(lambda: running.ended or proxy.count() >= enough)
-    await asyncio.sleep(draw.uniform(0, _WORKING_S))
+    elif kind == "requests":
+        enough = scene.proxy.count() + draw.randrange(1, 12)
+        await until(lambda: running.ended or scene.proxy.count() >= enough)
+        await asyncio.sleep(draw.uniform(0, _WORKING_S))
+    else:
+        stored = {Path(name).stem for name in scene.home.files()}
+        orders = [order.id for one in scene.lune.accounts for order in scene.lune.orders(one.id)]
+        complete = {one for one in orders if scene.lune.status(one) == "complete"}
+        # In a thread, to be quicker than the row in the ledger.
+        await asyncio.to_thread(_kill_at_a_file, scene.home, complete - stored, running)
+
+
+def _kill_at_a_file(home: Home, orders: Collection[str], running: Running) -> None:
+    """Kill a command as soon as one of these orders has its certificate's file."""
+    ends_at = time.monotonic() + PATIENCE
+    while not running.ended:
+        if any(any(home.archive.glob(f"*/*/{one}.pdf")) for one in orders):
+            with contextlib.suppress(ProcessLookupError):
+                running.process.kill()
+            return
+        if time.monotonic() > ends_at:
+            raise TimeoutError
+        time.sleep(_LOOKING_S)
 
 
 async def _check(scene: Scene, loop: Loop) -> None:
@@ -163,7 +187,7 @@ async def _finish(scene: Scene) -> int:
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def main(rounds: int, seed: int, as_json: bool) -> None:
-    """Loop and tell; exit 1 when anything did not hold."""
+    """Loop and report; exit 1 when anything did not hold."""
     folder = Path(tempfile.mkdtemp(prefix="harvester-kill-loop-"))
     loop = asyncio.run(kill_over_and_over(folder, rounds, seed))
     if as_json:

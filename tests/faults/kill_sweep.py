@@ -108,7 +108,7 @@ def parse_sample(text: str | None, every: int | None) -> tuple[int, int]:
 def main(
     flows: tuple[str, ...], sample: str | None, every: int | None, jobs: int, as_json: bool
 ) -> None:
-    """Sweep and tell; exit 1 when anything did not hold."""
+    """Sweep and report; exit 1 when anything did not hold."""
     broken = 0
     for one in sweep_all(flows or FLOWS, *parse_sample(sample, every), jobs):
         broken += len(one.violations)

@@ -45,9 +45,9 @@ _MORE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Lags:
-    """How late the loop was, in seconds, over so many looks."""
+    """How late the loop was, in seconds, over so many measurements."""
 
-    looks: int
+    count: int
     p50: float
     p99: float
     most: float
@@ -130,20 +130,20 @@ async def _be_measured(config: Path) -> Lags:
     """Run the daemon until stdin ends; measure from its first line on."""
     stop = Stop()
     logs.configure("info", "json")
-    async with open_app(load(config), stop, "liveness") as harvest:
-        running = asyncio.create_task(serve(harvest), name="daemon")
+    async with open_app(load(config), stop, "loop lag") as app:
+        running = asyncio.create_task(serve(app), name="daemon")
         print("open", flush=True)  # noqa: T201 - the other process waits for it
         await asyncio.to_thread(sys.stdin.readline)
-        looking = asyncio.create_task(_look(stop), name="looking")
+        measuring = asyncio.create_task(_measure_lag(stop), name="measuring")
         await asyncio.to_thread(sys.stdin.read)
         stop.request()
         await running
-        late = sorted(await looking)
+        late = sorted(await measuring)
     at = len(late) - 1
     return Lags(len(late), *(round(late[round(at * share)], 4) for share in (0.5, 0.99, 1.0)))
 
 
-async def _look(stop: Stop) -> list[float]:
+async def _measure_lag(stop: Stop) -> list[float]:
     late = []
     while not stop.requested:
         before = time.monotonic()
@@ -176,7 +176,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def flood(orders: int, rate: float) -> Flood:
-    """Send this many requests through the real rate_limiter, as the steps do after an outage."""
+    """Send this many requests through the real rate limiter, as the steps do after an outage."""
     loop = _VirtualLoop()
     draw = random.Random(5)
     counted: list[float] = []
@@ -215,12 +215,12 @@ def _most_in_a_second(instants: list[float]) -> int:
 async def _report() -> None:
     options = SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0)
     for scenario, seconds in (("idle", 5.0), ("fsync", 5.0), ("locked", 30.0)):
-        with TemporaryDirectory(prefix="harvester-liveness-") as folder:
+        with TemporaryDirectory(prefix="harvester-loop-lag-") as folder:
             async with Sandbox(options) as lune, Proxy(lune.base_url, lune.accounts[0].id) as proxy:
                 home = Home(Path(folder), lune, lune__base_url=proxy.base_url)
                 lags = await measure(Scene(home, lune, proxy), scenario, seconds)
-        figures = [f"{1000 * one:8.1f} ms" for one in (lags.p50, lags.p99, lags.most)]
-        print(f"{scenario:8}", "p50", figures[0], " p99", figures[1], " max", figures[2])  # noqa: T201 - the command's output
+        times = [f"{1000 * one:8.1f} ms" for one in (lags.p50, lags.p99, lags.most)]
+        print(f"{scenario:8}", "p50", times[0], " p99", times[1], " max", times[2])  # noqa: T201 - the command's output
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ import asyncio
 import os
 import shutil
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Sequence
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from tests.acceptance.harness import HARVESTER, Home, Running
+from tests.faults.programs import running
 from tests.needs import cannot, need
 
 _DEAF_NAME_SERVER = """\
@@ -42,8 +42,8 @@ async def with_hosts(home: Home, text: str, *arguments: str) -> AsyncIterator[Ru
     hosts.write_text(text)
     script = 'mount --bind "$1" /etc/hosts; shift; exec "$@"'
     command = ("unshare", "-m", "sh", "-ec", script, "sh", hosts, HARVESTER)
-    async with _running(home, (*command, *arguments)) as running:
-        yield running
+    async with running(home, *command, *arguments) as started:
+        yield started
 
 
 @asynccontextmanager
@@ -54,24 +54,5 @@ async def with_deaf_name_server(home: Home, *arguments: str) -> AsyncIterator[Ru
     script = 'ip link set lo up; mount --bind "$1" /etc/resolv.conf; shift; exec "$@"'
     python = (sys.executable, "-c", _DEAF_NAME_SERVER)
     command = ("unshare", "-mn", "sh", "-ec", script, "sh", resolver, *python, HARVESTER)
-    async with _running(home, (*command, *arguments)) as running:
-        yield running
-
-
-@asynccontextmanager
-async def _running(home: Home, command: Sequence[str | Path]) -> AsyncIterator[Running]:
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=home.folder, env=home.environment(), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
-    )
-    running = Running(process)
-    readers = [
-        asyncio.create_task(running.listen(process.stdout, running.out)),
-        asyncio.create_task(running.listen(process.stderr, running.err)),
-    ]
-    try:
-        yield running
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        await asyncio.gather(*readers)
+    async with running(home, *command, *arguments) as started:
+        yield started

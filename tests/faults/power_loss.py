@@ -1,4 +1,4 @@
-"""Cut the power at every step of a real run, in every way a disk may be left, and look.
+"""Cut the power at every step of a real run, in every way a disk may be left, and check.
 
 ``python -m tests.faults.power_loss [--states N] [--weaken NAME]``. A run of the installed command
 is recorded with strace, with all it writes: two drains that store three certificates and see one

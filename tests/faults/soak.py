@@ -1,4 +1,4 @@
-"""Let the installed daemon work for a long time under faults, and look whether it grows.
+"""Let the installed daemon work for a long time under faults, and see whether it grows.
 
 ``python -m tests.faults.soak --minutes N [--json]``. The sandbox runs in this process and the
 daemon in one of its own, so what is sampled is the daemon alone. Months pass in seconds, orders
@@ -63,7 +63,7 @@ _WIDTHS = {
     "answer_ms": 9,
     "wal_kib": 7,
     "ledger_kib": 10,
-    "filed": 6,
+    "stored": 6,
     "requests": 8,
 }
 _COLUMNS = ("rss_kib", "descriptors", "threads", "answer_ms", "wal_kib")
@@ -84,7 +84,7 @@ class Sample:
     answer_ms: float
     wal_kib: int
     ledger_kib: int
-    filed: int
+    stored: int
     requests: int
 
 
@@ -97,7 +97,7 @@ class Soak:
     simulated_years: float = 0.0
     placed: int = 0
     complete: int = 0
-    filed: int = 0
+    stored: int = 0
     requests: int = 0
     faults: dict[str, int] = field(default_factory=dict)
 
@@ -108,7 +108,7 @@ class Soak:
 
     @property
     def slopes(self) -> dict[str, float]:
-        """How fast each figure grows; none while there are too few samples to tell."""
+        """How fast each column grows; none while there are too few samples to tell."""
         steady = self.steady
         if len(steady) < 3:
             return {}
@@ -157,7 +157,7 @@ async def _let_it_run(
     scene: Scene, result: Soak, every: float, tell: Callable[[Sample], None]
 ) -> None:
     async with scene.home.daemon() as daemon:
-        # Only now: the start asks for the accounts once, and is not what is looked at here.
+        # Only now: the start asks for the accounts once, and is not what is examined here.
         for fault in FAULTS:
             scene.lune.faults.add(fault)
         scene.proxy.script(_through, times=math.inf)
@@ -196,7 +196,7 @@ async def _bring_to_an_end(scene: Scene, result: Soak) -> None:
     orders = [order for account in lune.accounts for order in lune.orders(account.id)]
     complete = {order.id for order in orders if lune.status(order.id) == "complete"}
     result.placed, result.complete = len(orders), len(complete)
-    result.filed = len(scene.home.files())
+    result.stored = len(scene.home.files())
     assert {Path(name).stem for name in scene.home.files()} >= complete
     await check_invariants(scene)
 
@@ -230,7 +230,7 @@ async def _sample(scene: Scene, daemon: Running, at: float) -> Sample:
         answer_ms=round(await _refusal_ms(ledger), 1),
         wal_kib=ledger.with_name(f"{ledger.name}-wal").stat().st_size // 1024,
         ledger_kib=ledger.stat().st_size // 1024,
-        filed=sum('"certificate stored"' in line for line in daemon.err),
+        stored=sum('"certificate stored"' in line for line in daemon.err),
         requests=scene.proxy.count(),
     )
 
@@ -257,7 +257,7 @@ def _row(sample: Sample) -> str:
 def _summary(result: Soak) -> Iterator[str]:
     yield (
         f"{result.simulated_years:.1f} simulated years, {result.placed} orders, {result.complete} "
-        f"of them complete, {result.filed} certificates filed, {result.requests} requests"
+        f"of them complete, {result.stored} certificates stored, {result.requests} requests"
     )
     yield "faults: " + ", ".join(f"{name} {hits}" for name, hits in result.faults.items())
     for name, slope in result.slopes.items():

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 class TcpRelay:
     """Passes bytes to the server at ``upstream`` (a base URL) and back.
 
-    Without one it ``says`` this to whoever said something, and hangs up. ``connections`` counts
-    what was accepted, TLS handshake included; ``received`` is what the other side sent on them.
+    Without one it gives this ``answer`` to whoever sent something, and hangs up. ``connections``
+    counts what was accepted, TLS handshake included; ``received`` is what came on them.
     """
 
     upstream: str = ""
-    says: bytes = b""
+    answer: bytes = b""
     connections: int = 0
     received: bytearray = field(default_factory=bytearray)
     _server: asyncio.Server | None = None
@@ -59,7 +59,7 @@ class TcpRelay:
         try:
             if not self.upstream:
                 self.received += await reader.read(65_536)
-                writer.write(self.says)
+                writer.write(self.answer)
                 await writer.drain()
             else:
                 await self._pass_on(reader, writer)
@@ -93,10 +93,10 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def relaying(
-    upstream: str = "", tls: ssl.SSLContext | None = None, says: bytes = b""
+    upstream: str = "", tls: ssl.SSLContext | None = None, answer: bytes = b""
 ) -> AsyncIterator[TcpRelay]:
     """TcpRelay on a port of its own, from now on."""
-    relay = TcpRelay(upstream, says)
+    relay = TcpRelay(upstream, answer)
     await relay.listen(tls=tls)
     try:
         yield relay

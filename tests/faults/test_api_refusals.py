@@ -259,9 +259,9 @@ async def test_a_request_is_tried_by_one_layer_alone(
     scene.order()
     scene.proxy.script(answer, endpoint, times=math.inf)
     if endpoint == "certificate" and tries == 2:
-        tries = 1  # whatever came is looked at as a certificate, and kept
+        tries = 1  # whatever came is checked as a certificate, and kept
     async with instant_harvest(scene) as harvest:
-        for _ in range(3):  # what was tried in vain is due later, however often somebody looks
+        for _ in range(3):  # what was tried in vain is due later, however often a round begins
             await harvest.sweep()
             await harvest.collect()
     assert scene.proxy.count(endpoint) == tries

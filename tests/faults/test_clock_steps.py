@@ -72,7 +72,7 @@ async def test_the_daemon_goes_on_however_the_wall_clock_is_set(
 async def test_after_a_suspension_of_eight_hours_there_is_one_round_and_no_burst(
     scene: Scene, fake_libc: FakeLibc
 ) -> None:
-    scene.home.configure(harvest__sweep_interval="2s", lune__rate_limit=12)
+    scene.home.configure(harvest__sweep_interval="1s", lune__rate_limit=12)
     for _ in range(5):
         scene.order("paid")
     async with scene.home.daemon() as daemon:
@@ -80,11 +80,11 @@ async def test_after_a_suspension_of_eight_hours_there_is_one_round_and_no_burst
         process = daemon.process.pid
         os.kill(process, signal.SIGSTOP)
         fake_libc.step_clock(8 * 3600)
-        await asyncio.sleep(2.5)  # longer than an interval: what the process sleeps through
+        await asyncio.sleep(1.2)  # longer than an interval: what the process sleeps through
         held = await scene.command("run", "--drain")
         before = scene.proxy.count("orders")
         os.kill(process, signal.SIGCONT)
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
         rounds = scene.proxy.count("orders") - before
         fake_libc.step_clock(0)
         await goes_on(scene, daemon, readings=len(scene.lune.accounts))

@@ -56,14 +56,14 @@ async def test_a_time_zone_changes_no_instant_and_no_folder(
 
 @fault("C9")
 async def test_an_order_created_in_a_leap_second_stops_nobody(scene: Scene) -> None:
-    odd, order = scene.order(), scene.order()
+    leap_born, order = scene.order(), scene.order()
     leap = b'"created_at": "2016-12-31T23:59:60Z"'
 
     def created_in_it(body: bytes) -> bytes:
-        at = body.index(odd.id.encode())
+        at = body.index(leap_born.id.encode())
         pattern = rb'"created_at": ?"[^"]*"'
-        place = min(re.finditer(pattern, body), key=lambda found: abs(found.start() - at))
-        return body[: place.start()] + leap + body[place.end() :]
+        nearest = min(re.finditer(pattern, body), key=lambda found: abs(found.start() - at))
+        return body[: nearest.start()] + leap + body[nearest.end() :]
 
     scene.proxy.script(changed(created_in_it), "orders")
     await scene.drain()

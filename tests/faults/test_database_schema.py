@@ -24,7 +24,7 @@ from harvester.ledger.certificates import (
 )
 from harvester.ledger.database import Database
 from harvester.ledger.hints import hinted_accounts
-from harvester.ledger.schedule import due_checks, earliest_due, newest_positions, open_orders
+from harvester.ledger.schedule import due_checks, earliest_due, open_orders
 from tests.acceptance.harness import Ran
 from tests.faults import next_release
 from tests.faults.catalogue import fault
@@ -131,8 +131,7 @@ async def work_a_round(database: Database) -> None:
     horizon = NOW + timedelta(days=30)
     await due_accounts(database, NOW, horizon)
     await hinted_accounts(database, NOW)
-    checks = await due_checks(database, NOW, horizon)
-    await newest_positions(database, checks.keys())
+    await due_checks(database, NOW, horizon)
     await parked_accounts(database)
     accounts = [account.id for account in await read_accounts(database)]
     await due_checks(database, NOW, horizon, accounts)

@@ -1,4 +1,4 @@
-"""A disk that takes nothing, and a process at its limits: filing waits, following goes on."""
+"""A disk that takes nothing, and a process at its limits: storing waits, following goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def archive_disk(tmp_path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A way for a disk to take no files, its cure, and how it is told."""
+    """A way for a disk to take no files, its cure, and how it is reported."""
 
     spoil: Callable[[Path], object]
     mend: Callable[[Path], object]

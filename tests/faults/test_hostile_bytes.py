@@ -48,7 +48,7 @@ def test_bent_bytes_are_read_or_refused_in_one_line(name: str) -> None:
 
 @pytest.fixture
 def http() -> Iterator[fuzz_targets.Target]:
-    """The real client in front of a server that says what it is told."""
+    """The real client in front of a server that says what a test wants."""
     with fuzz_targets.http() as target:
         yield target
 

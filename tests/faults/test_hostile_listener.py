@@ -1,11 +1,12 @@
 """Strangers at the listener: what they hold is bounded, what they learn is nothing.
 
-The whole daemon runs as the installed command; what is sent goes over raw sockets.
+The whole daemon runs in a process of its own; what is sent goes over raw sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import json
 import random
@@ -31,6 +32,7 @@ from harvester.web.lune_webhook import MOST_LARGE, SMALL_BODY
 from harvester.web.problems import LARGEST_BODY
 from tests.acceptance.harness import Running, until
 from tests.faults.catalogue import fault
+from tests.faults.programs import limited_daemon
 from tests.faults.scene import Scene
 from tests.faults.webhook_client import PATH, SECRET, body_of, event, header, webhook_client
 
@@ -42,8 +44,11 @@ METHODS = ("HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "LO
 
 
 @asynccontextmanager
-async def daemon(scene: Scene) -> AsyncIterator[tuple[Running, int]]:
-    """Run the installed daemon with webhooks and a token; yields it and the listener's port."""
+async def daemon(scene: Scene, limits: Limits | None = None) -> AsyncIterator[tuple[Running, int]]:
+    """Run a daemon with webhooks and a token, the installed one unless under other limits.
+
+    Yields it and the listener's port.
+    """
     secret = scene.home.folder / "webhook_secret"
     secret.write_text(f"{SECRET}\n")
     secret.chmod(0o600)
@@ -56,7 +61,8 @@ async def daemon(scene: Scene) -> AsyncIterator[tuple[Running, int]]:
         harvest__sweep_interval="1s",
         lune__rate_limit=100,
     )
-    async with scene.home.daemon() as running:
+    started = limited_daemon(scene.home, limits) if limits else scene.home.daemon()
+    async with started as running:
         yield running, int(running.events("listening")[0]["address"].rpartition(":")[2])
         scene.keep((await running.end()).err)
 
@@ -65,12 +71,12 @@ def request(line: str, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode() + body
 
 
-async def exchange(port: int, *pieces: bytes, patience: float = 30) -> bytes:
+async def exchange(port: int, *pieces: bytes, seconds: float = 30) -> bytes:
     """Send bytes and return all that comes until the listener hangs up."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = bytearray()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(seconds):
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
@@ -106,7 +112,7 @@ def forget_peak(running: Running) -> None:
 
 
 async def files_come(scene: Scene, more: int) -> None:
-    """Make complete orders and wait until their certificates are filed."""
+    """Make complete orders and wait until their certificates are stored."""
     before = len(scene.home.files())
     for _ in range(more):
         scene.order("complete")
@@ -128,8 +134,8 @@ async def test_the_series_do_not_grow_with_what_is_harvested_or_asked(scene: Sce
         for path in paths:
             target = rng.choice([PATH, PATH + path, f"/v1/orders{path}", path])
             method = rng.choice(["GET", "POST", "DELETE"])
-            told = f"Lune-HMAC: {path}", f"Authorization: Bearer {path}", "Content-Length: 0"
-            writer.write(request(f"{method} {target}", *told))
+            headers = f"Lune-HMAC: {path}", f"Authorization: Bearer {path}", "Content-Length: 0"
+            writer.write(request(f"{method} {target}", *headers))
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(length(head))
         writer.close()
@@ -220,7 +226,8 @@ async def test_slow_endless_and_enormous_requests_end_and_the_harvest_goes_on(
     scene: Scene,
 ) -> None:
     post = ("POST " + PATH, FORGED)
-    async with daemon(scene) as (running, port):
+    limits = Limits(request_head=2.0, request_body=2.0)
+    async with daemon(scene, limits) as (running, port):
         await files_come(scene, 1)
         before = memory(running)
         forget_peak(running)
@@ -235,7 +242,7 @@ async def test_slow_endless_and_enormous_requests_end_and_the_harvest_goes_on(
             try:
                 writer.write(b"\r\n".join([b"POST /webhooks/lune HTTP/1.1", b"Host: x", b""]))
                 writer.write("".join(f"{one}\r\n" for one in headers).encode())
-                async with asyncio.timeout(45):  # ten seconds are the limit
+                async with asyncio.timeout(30):  # two seconds are the limit
                     while not answer.done():
                         writer.write(b"x" if headers and not headers[-1] else b"X: y\r\n")
                         await asyncio.wait({answer}, timeout=1)
@@ -375,7 +382,7 @@ async def test_large_bodies_of_strangers_leave_room_for_webhooks(scene: Scene) -
     size = LARGEST_BODY - 1
     fitting = MOST_LARGE // (size - SMALL_BODY)
     head = request("POST " + PATH, FORGED, f"Content-Length: {size + 1}", body=b" " * size)
-    async with webhook_client(scene) as client:
+    async with webhook_client(scene, limits=Limits(request_body=3.0)) as client:
         waiting = [asyncio.create_task(exchange(client.port, head)) for _ in range(fitting + 4)]
         done: set[Any] = set()
         async with asyncio.timeout(8):
@@ -386,7 +393,7 @@ async def test_large_bodies_of_strangers_leave_room_for_webhooks(scene: Scene) -
         assert {status(one.result()) for one in done} == {503}
         assert len(done) == 4
         assert await client.send(event("order1")) == 200
-        answers = await asyncio.gather(*waiting)  # ten seconds after they began
+        answers = await asyncio.gather(*waiting)  # three seconds after they began
         assert sorted(status(one) for one in answers) == [408] * fitting + [503] * 4
         assert await client.send(event("order1", number=2, data=large_data())) == 200
 
@@ -440,12 +447,17 @@ async def test_what_is_not_there_is_answered_alike_whatever_is_tried(scene: Scen
             assert all(b"Allow: " + allowed in answer for answer in refused)
 
 
+@functools.cache
+def bomb_of_64_mib() -> bytes:
+    return gzip.compress(b" " * 64 * MIB)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "x"])
 @fault("X17")
 async def test_a_compressed_webhook_is_415_and_its_bytes_are_not_read(
     scene: Scene, encoding: str
 ) -> None:
-    bomb = gzip.compress(b" " * 64 * MIB)
+    bomb = bomb_of_64_mib()
     async with webhook_client(scene) as client:
         headers = {"Lune-HMAC": header(bomb), "Content-Encoding": encoding}
         answered, body = await client.ask(bomb, headers)

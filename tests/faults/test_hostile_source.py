@@ -39,6 +39,9 @@ FORBIDDEN_MODULES = {
     "telnetlib",
 }
 STATEMENT = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|CREATE|DROP|ALTER|ATTACH|PRAGMA)\b")
+HANDLERS = {"super()", "self._backlog"}
+"""What formats a record of the log, by a method of logging's."""
+
 RUNS_SQL = {"execute", "executemany", "executescript", "exec_driver_sql", "text"}
 
 
@@ -65,7 +68,7 @@ def _call(node: ast.Call) -> Iterator[str]:
     match node.func:
         # A template that is not written here could read attributes of what it is given.
         case ast.Attribute(value=template, attr="format" | "format_map"):
-            if not (_is_constant(template) or ast.unparse(template) == "super()"):
+            if not (_is_constant(template) or ast.unparse(template) in HANDLERS):
                 yield f"{node.lineno}: formats with a template that is data"
     for keyword in node.keywords:
         if keyword.arg == "shell" and not _is(keyword.value, False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import tracemalloc
+from dataclasses import replace
 
 from harvester.lune import ClientOptions, Deadlines
 from harvester.runtime.drain import DrainReport
@@ -17,7 +18,7 @@ from tests.faults.scene import HASTY, Scene
 PDF = "application/pdf"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/pdf\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-SHORT = ClientOptions(Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0))
+SHORT = replace(HASTY, deadlines=Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0))
 
 
 async def drain_once_faulty(
@@ -98,7 +99,7 @@ async def test_a_certificate_that_trickles_is_given_up_long_before_its_deadline(
 ) -> None:
     deadlines = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.3)
     crawl = trickle(response(200, b"%PDF-" * 200, PDF), pause=0.02)
-    report = await drain_once_faulty(scene, crawl, options=ClientOptions(deadlines))
+    report = await drain_once_faulty(scene, crawl, options=replace(HASTY, deadlines=deadlines))
     require_all_stored(scene, report, 1)
     assert "timeout: too few bytes in time" in reasons(scene)
 
@@ -107,7 +108,7 @@ async def test_a_certificate_that_trickles_is_given_up_long_before_its_deadline(
 async def test_a_listing_that_trickles_is_left_at_its_deadline(scene: Scene) -> None:
     scene.order("paid")
     scene.proxy.script(trickle(response(200, b" " * 10_000), pause=0.02), "orders")
-    report = await scene.drain(options=ClientOptions(Deadlines(read=5, total=0.5)))
+    report = await scene.drain(options=replace(HASTY, deadlines=Deadlines(read=5, total=0.5)))
     assert report.swept.new == 1
     assert "timeout: not whole in time" in reasons(scene)
 
@@ -119,7 +120,7 @@ async def test_a_slow_certificate_above_the_floor_is_waited_for(scene: Scene) ->
         await trickle(whole, pause=0.02, size=len(whole) // 25)(exchange)
 
     deadlines = Deadlines(read=5, certificate_total=100, floor=1024, floor_window=0.1)
-    report = await drain_once_faulty(scene, slowly, options=ClientOptions(deadlines))
+    report = await drain_once_faulty(scene, slowly, options=replace(HASTY, deadlines=deadlines))
     assert report.collected.stored == 1
     assert scene.proxy.count("certificate") == 1
 
@@ -202,17 +203,17 @@ async def test_a_compressed_answer_is_never_unpacked(scene: Scene) -> None:
 
 
 class Endless:
-    """Answer for ever; ``said`` is how many bytes the harvester let itself be told."""
+    """Answer for ever; ``sent`` is how many bytes the harvester let come."""
 
     def __init__(self, head: bytes) -> None:
         self._head = head
-        self.said = 0
+        self.sent = 0
 
     async def __call__(self, exchange: Exchange) -> None:
         await exchange.say(self._head)
         while True:
             await exchange.say(bytes(262_144))
-            self.said += 262_144
+            self.sent += 262_144
 
 
 @fault("N12")
@@ -223,12 +224,13 @@ async def test_an_endless_answer_is_left_at_its_cap(scene: Scene) -> None:
     scene.proxy.script(page, "orders")
     scene.order()
     scene.order()
-    report = await scene.drain(options=ClientOptions(Deadlines(certificate_total=30, total=30)))
+    deadlines = Deadlines(certificate_total=30, total=30)
+    report = await scene.drain(options=replace(HASTY, deadlines=deadlines))
     assert (report.collected.failed, report.collected.stored) == (1, 1)
     assert scene.proxy.count("certificate") == 2
     in_buffers = 16 * 2**20
-    assert 32 * 2**20 <= certificate_answer.said < 32 * 2**20 + in_buffers
-    assert 8 * 2**20 <= page.said < 8 * 2**20 + in_buffers
+    assert 32 * 2**20 <= certificate_answer.sent < 32 * 2**20 + in_buffers
+    assert 8 * 2**20 <= page.sent < 8 * 2**20 + in_buffers
     assert "too large" in report.unfinished[0]
 
 
@@ -271,17 +273,17 @@ async def endless_hints(exchange: Exchange) -> None:
 async def test_nothing_but_a_200_is_a_certificate(scene: Scene) -> None:
     body = certificate(scene, scene.order())
     scene.proxy.script(saying(response(206, body, PDF)), "certificate")
-    odd = (
+    no_200 = (
         saying(response(206, body, PDF, Content_Range=f"bytes 0-{len(body) - 1}/{len(body)}")),
         saying(response(203, body, PDF)),
         saying(b"HTTP/1.1 204 No Content\r\n\r\n"),
         saying(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
         endless_hints,
     )
-    options = ClientOptions(Deadlines(read=1.0, certificate_total=1.0))
-    report = await drain_once_faulty(scene, *odd, options=options)
-    require_all_stored(scene, report, len(odd) + 1)
-    assert reasons(scene).count("a status the API does not serve") == len(odd)
+    options = replace(HASTY, deadlines=Deadlines(read=1.0, certificate_total=1.0))
+    report = await drain_once_faulty(scene, *no_200, options=options)
+    require_all_stored(scene, report, len(no_200) + 1)
+    assert reasons(scene).count("a status the API does not serve") == len(no_200)
 
 
 @fault("N25")

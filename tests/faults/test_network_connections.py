@@ -136,8 +136,8 @@ async def test_proxies_and_logins_of_the_environment_are_not_used(
         report = await scene.drain()
     assert report.collected.stored == 1
     assert proxy.connections == 0
-    said = {seen.headers["authorization"] for seen in scene.proxy.requests}
-    assert said == {f"Bearer {scene.lune.key}"}
+    sent = {seen.headers["authorization"] for seen in scene.proxy.requests}
+    assert sent == {f"Bearer {scene.lune.key}"}
 
 
 async def learn(app: App) -> Account:

@@ -153,7 +153,7 @@ NOT_PUBLIC = (
 async def test_a_name_that_stands_for_this_machine_or_its_neighbours_is_refused(
     address: str,
 ) -> None:
-    async with relaying(says=ANSWER) as relay, asking(giving(address)) as transport:
+    async with relaying(answer=ANSWER) as relay, asking(giving(address)) as transport:
         with pytest.raises(Unreachable, match=r"dns: .* not public"):
             await ask(transport, relay.port)
         assert relay.connections == 0
@@ -169,7 +169,7 @@ async def test_of_a_name_s_addresses_only_the_public_ones_are_used() -> None:
 
 @fault("N16")
 async def test_localhost_is_this_machine_and_nothing_else() -> None:
-    async with relaying(says=ANSWER) as relay:
+    async with relaying(answer=ANSWER) as relay:
         async with asking(giving("127.0.0.1")) as transport:
             assert (await ask(transport, relay.port, host="localhost")).status == 200
         async with asking(giving("93.184.216.34")) as transport:
@@ -179,7 +179,7 @@ async def test_localhost_is_this_machine_and_nothing_else() -> None:
 
 @fault("N16")
 async def test_an_address_written_in_the_configuration_is_not_looked_up() -> None:
-    async with relaying(says=ANSWER) as relay, asking(giving()) as transport:
+    async with relaying(answer=ANSWER) as relay, asking(giving()) as transport:
         assert (await ask(transport, relay.port, host="127.0.0.1")).status == 200
 
 
@@ -203,7 +203,7 @@ async def test_a_hosts_file_that_points_lune_at_this_machine_gets_no_connection(
 
 @fault("N17")
 async def test_an_address_of_ipv6_that_is_dead_costs_little_where_ipv4_answers() -> None:
-    relay = TcpRelay(says=ANSWER)
+    relay = TcpRelay(answer=ANSWER)
     await relay.listen()
     try:
         dead = bound_socket("::1", relay.port)

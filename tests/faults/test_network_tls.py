@@ -79,7 +79,7 @@ async def test_tls_that_cannot_be_trusted_never_gets_the_key(
 
 @fault("N18")
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("answer", "reason"),
     [
         (SERVER_HELLO_1_0, "tls: UNSUPPORTED_PROTOCOL"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "tls: TLSV1_ALERT_PROTOCOL_VERSION"),
@@ -90,9 +90,9 @@ async def test_tls_that_cannot_be_trusted_never_gets_the_key(
     ids=["TLS 1.0", "an alert", "plain http", "half a greeting", "nothing"],
 )
 async def test_where_no_tls_can_be_had_nothing_is_asked_without_it(
-    authority: CertificateAuthority, said: bytes, reason: str
+    authority: CertificateAuthority, answer: bytes, reason: str
 ) -> None:
-    async with relaying(says=said) as relay:
+    async with relaying(answer=answer) as relay:
         error = await failure(relay, authority)
         assert relay.connections == 4
         assert relay.received.startswith(b"\x16\x03\x01")  # a greeting in TLS

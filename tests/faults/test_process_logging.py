@@ -109,7 +109,7 @@ def test_lines_that_do_not_fit_are_counted_and_reported(pipe: tuple[int, int]) -
     with contextlib.suppress(BlockingIOError):
         text += os.read(there, 65536)
     lines = events(text.decode())
-    told = [line["lines"] for line in lines if line["event"] == "log lines dropped"]
+    dropped = [line["lines"] for line in lines if line["event"] == "log lines dropped"]
     assert lines[0]["event"].startswith("line 0 ")
-    assert sum(told) == backlog.dropped
-    assert len(lines) - len(told) == 200 - backlog.dropped
+    assert sum(dropped) == backlog.dropped
+    assert len(lines) - len(dropped) == 200 - backlog.dropped

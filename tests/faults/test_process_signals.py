@@ -155,7 +155,9 @@ async def test_a_container_s_first_process_obeys_a_stop_while_it_starts(scene: S
 @fault("S3")
 async def test_a_first_process_obeys_a_stop_from_its_first_moment_on() -> None:
     need(os.geteuid() == 0 and shutil.which("unshare"), "root and unshare")
-    program = "import os, time; from harvester.cli.process import handle_sigterm; handle_sigterm(); "
+    program = (
+        "import os, time; from harvester.cli.process import handle_sigterm; handle_sigterm(); "
+    )
     program += f"os.kill(1, {signal.SIGTERM:d}); time.sleep(30)"
     process = await asyncio.create_subprocess_exec(
         *("unshare", "--fork", "--pid", sys.executable, "-c", program), stderr=PIPE
@@ -229,10 +231,10 @@ async def test_sighup_reads_again_while_lune_does_not_answer_for_the_key(scene: 
         await until(lambda: scene.proxy.count("account") > asked)
         scene.home.configure(harvest__interim=True)
         daemon.process.send_signal(signal.SIGHUP)
-        (said,) = await until(lambda: daemon.events("configuration reloaded")[1:])
+        (logged,) = await until(lambda: daemon.events("configuration reloaded")[1:])
         ran = await daemon.end()
     scene.keep(ran.err)
-    assert said["needs_restart"] == ["harvest.interim"]
+    assert logged["needs_restart"] == ["harvest.interim"]
     assert ran.code == 0
 
 
@@ -243,10 +245,10 @@ async def test_sighup_sets_the_log_s_level_and_names_what_needs_a_restart(scene:
         await until(lambda: scene.proxy.count("orders"))
         scene.home.configure(log__level="info", harvest__interim=True, lune__rate_limit=900)
         daemon.process.send_signal(signal.SIGHUP)
-        (said,) = await until(lambda: daemon.events("configuration reloaded"))
+        (logged,) = await until(lambda: daemon.events("configuration reloaded"))
         ran = await daemon.end()
     scene.keep(ran.err)
-    assert said["needs_restart"] == ["lune.rate_limit", "harvest.interim"]
+    assert logged["needs_restart"] == ["lune.rate_limit", "harvest.interim"]
     assert ran.code == 0
 
 
@@ -263,12 +265,12 @@ async def test_sighup_with_a_wrong_configuration_changes_nothing_and_says_so(
         else:
             scene.home.config.write_text(wrong)
         daemon.process.send_signal(signal.SIGHUP)
-        (said,) = await until(lambda: daemon.events("configuration not reloaded"))
+        (logged,) = await until(lambda: daemon.events("configuration not reloaded"))
         scene.order()
         await until(scene.home.files)
         ran = await daemon.end()
     scene.home.config.write_text(right)
     scene.keep(ran.err)
-    assert said["level"] == "error"
-    assert said["problems"]
+    assert logged["level"] == "error"
+    assert logged["problems"]
     assert ran.code == 0

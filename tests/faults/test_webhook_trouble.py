@@ -94,8 +94,8 @@ async def test_a_flood_of_webhooks_does_not_keep_the_harvest_from_working(scene:
 
         async def flood(number: int) -> None:
             while not over.is_set():
-                told = event(more[0].id, number=number, account_id=client.account_id)
-                answers[await client.post(body_of(told | {"event_id": f"e{answers.total()}"}))] += 1
+                one = event(more[0].id, number=number, account_id=client.account_id)
+                answers[await client.post(body_of(one | {"event_id": f"e{answers.total()}"}))] += 1
 
         senders = [asyncio.create_task(flood(number)) for number in range(4)]
         try:
@@ -149,7 +149,7 @@ async def test_sweeps_are_rarer_while_webhooks_work_and_come_back_when_one_is_mi
 
 
 def with_webhooks(scene: Scene) -> Path:
-    """Configure a daemon that takes webhooks and hardly looks; return the secret's file."""
+    """Configure a daemon that takes webhooks and hardly sweeps; return the secret's file."""
     secret = scene.home.folder / "webhook_secret"
     secret.write_text(f"{SECRET}\n")
     secret.chmod(0o600)

@@ -36,7 +36,7 @@ def settings_for(sandbox: Sandbox, folder: Path, **harvest: Any) -> Settings:
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[Sandbox]:
-    """A Lune whose clock stands still and whose patience is endless."""
+    """A Lune whose clock stands still and that limits no rate."""
     async with Sandbox(SandboxOptions(orders=0, client_accounts=1, speed=0, rate_limit=0)) as one:
         yield one
 

@@ -15,7 +15,7 @@ from harvester.archive.directory import DirectoryArchive
 from harvester.domain.errors import StorageUnavailable
 from harvester.domain.orders import StoredFile
 
-KEY = "acct/2026-01/ORDER.pdf"
+PATH = "acct/2026-01/ORDER.pdf"
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-async def keys_of(archive: DirectoryArchive) -> list[str]:
-    return [key async for key in archive.keys()]  # noqa: SIM118 - it is not a mapping
+async def paths_of(archive: DirectoryArchive) -> list[str]:
+    return [path async for path in archive.paths()]
 
 
 @pytest.mark.usefixtures("umask")
 async def test_folders_are_0700_and_files_0600_at_any_umask(tmp_path: Path) -> None:
     archive = DirectoryArchive(tmp_path / "above" / "certificates")
     await archive.prepare(create=True)
-    await archive.put(KEY, b"one")
+    await archive.put(PATH, b"one")
     await archive.quarantine("ORDER", b"<html>", "not a whole PDF")
     await archive.close()
     for path in (tmp_path / "above").rglob("*"):
@@ -65,14 +65,14 @@ async def test_folders_are_0700_and_files_0600_at_any_umask(tmp_path: Path) -> N
 async def test_a_finished_put_leaves_nothing_but_the_file(
     archive: DirectoryArchive, root: Path
 ) -> None:
-    await archive.put(KEY, b"one")
-    await archive.put(KEY, b"one")
-    await archive.put(KEY, b"two")
+    await archive.put(PATH, b"one")
+    await archive.put(PATH, b"one")
+    await archive.put(PATH, b"two")
     await archive.probe()
     assert names(root) == [".incoming", "acct"]
     assert names(root / ".incoming") == []
-    assert archive.path(KEY) == root / KEY
-    assert (root / KEY).stat().st_nlink == 1
+    assert archive.locate(PATH) == root / PATH
+    assert (root / PATH).stat().st_nlink == 1
 
 
 async def test_a_missing_or_empty_root_is_set_up_only_when_asked_to(root: Path) -> None:
@@ -88,7 +88,7 @@ async def test_a_missing_or_empty_root_is_set_up_only_when_asked_to(root: Path) 
     assert names(root) == []
     await archive.prepare(create=True)
     await archive.prepare(create=False)
-    assert await archive.put(KEY, b"one") is not None
+    assert await archive.put(PATH, b"one") is not None
     await archive.close()
 
 
@@ -97,26 +97,26 @@ async def test_the_root_may_be_a_link_the_operator_made(tmp_path: Path, root: Pa
     root.symlink_to("elsewhere")
     archive = DirectoryArchive(root)
     await archive.prepare(create=True)
-    await archive.put(KEY, b"one")
+    await archive.put(PATH, b"one")
     await archive.close()
-    assert (tmp_path / "elsewhere" / KEY).read_bytes() == b"one"
+    assert (tmp_path / "elsewhere" / PATH).read_bytes() == b"one"
 
 
 async def test_a_root_that_vanished_is_not_remade_and_is_used_again_once_back(
     archive: DirectoryArchive, root: Path, tmp_path: Path
 ) -> None:
-    await archive.put(KEY, b"one")
+    await archive.put(PATH, b"one")
     root.rename(tmp_path / "away")
     with pytest.raises(StorageUnavailable, match=f"open the archive {root}: it is gone"):
         await archive.put("acct/2026-01/NEXT.pdf", b"two")
-    for answer in (archive.read(KEY), archive.digest(KEY), archive.probe(), archive.free_bytes()):
+    for answer in (archive.read(PATH), archive.digest(PATH), archive.probe(), archive.free_bytes()):
         with pytest.raises(StorageUnavailable, match="gone"):
             await answer
     await archive.quarantine("ORDER", b"<html>", "never raises")
     assert not root.exists()
     (tmp_path / "away").rename(root)
     assert await archive.put("acct/2026-01/NEXT.pdf", b"two") is not None
-    assert await archive.read(KEY) == b"one"
+    assert await archive.read(PATH) == b"one"
 
 
 async def test_an_empty_folder_in_place_of_the_root_is_taken_for_an_absent_disk(
@@ -125,9 +125,9 @@ async def test_an_empty_folder_in_place_of_the_root_is_taken_for_an_absent_disk(
     root.rename(tmp_path / "disk")
     root.mkdir()
     with pytest.raises(StorageUnavailable, match=r"no \.incoming folder.*mount its disk"):
-        await archive.put(KEY, b"one")
+        await archive.put(PATH, b"one")
     with pytest.raises(StorageUnavailable, match="mount its disk"):
-        await archive.read(KEY)
+        await archive.read(PATH)
     assert names(root) == []
 
 
@@ -137,7 +137,7 @@ async def test_the_folder_a_restored_archive_came_without_is_made(root: Path) ->
     archive = DirectoryArchive(root)
     await archive.prepare(create=False)
     assert await archive.read("acct/ORDER.pdf") == b"one"
-    assert await archive.put(KEY, b"one") is not None
+    assert await archive.put(PATH, b"one") is not None
     await archive.close()
 
 
@@ -147,7 +147,7 @@ async def test_a_root_made_again_is_used_after_a_probe_and_one_that_is_a_link_is
     root.rename(tmp_path / "away")
     root.mkdir()
     await archive.probe()
-    assert await archive.put(KEY, b"one") is not None
+    assert await archive.put(PATH, b"one") is not None
     root.rename(tmp_path / "away too")
     (tmp_path / "outside").mkdir()
     root.symlink_to(tmp_path / "outside")
@@ -165,9 +165,9 @@ async def test_a_planted_link_to_a_folder_is_not_entered(
     (root / planted).parent.mkdir(exist_ok=True)
     (root / planted).symlink_to(outside)
     with pytest.raises(StorageUnavailable, match=f"enter {root / planted}: .*links are not"):
-        await archive.put(KEY, b"one")
+        await archive.put(PATH, b"one")
     with pytest.raises(StorageUnavailable, match="links are not"):
-        await archive.read(KEY)
+        await archive.read(PATH)
     assert list(outside.iterdir()) == []
     assert names(root / ".incoming") == []
 
@@ -184,7 +184,7 @@ async def test_links_in_place_of_the_archive_s_own_folders_are_not_entered(
     await archive.quarantine("ORDER", b"<html>", "not a whole PDF")
     if planted == ".incoming":
         with pytest.raises(StorageUnavailable, match=r"\.incoming: .*links are not"):
-            await archive.put(KEY, b"one")
+            await archive.put(PATH, b"one")
         with pytest.raises(StorageUnavailable, match=r"\.incoming: .*links are not"):
             await archive.prepare(create=True)
     assert list(outside.iterdir()) == []
@@ -198,13 +198,13 @@ async def test_a_link_or_pipe_under_a_final_name_is_neither_followed_nor_waited_
     (root / "dangling.pdf").symlink_to(tmp_path / "nowhere")
     os.mkfifo(root / "pipe.pdf")
     (root / "folder.pdf").mkdir()
-    for key in ("link.pdf", "dangling.pdf", "pipe.pdf", "folder.pdf"):
-        with pytest.raises(StorageUnavailable, match=key):
-            await archive.put(key, b"one")
-        with pytest.raises(StorageUnavailable, match=key):
-            await archive.digest(key)
+    for path in ("link.pdf", "dangling.pdf", "pipe.pdf", "folder.pdf"):
+        with pytest.raises(StorageUnavailable, match=path):
+            await archive.put(path, b"one")
+        with pytest.raises(StorageUnavailable, match=path):
+            await archive.digest(path)
     assert not (tmp_path / "nowhere").exists()
-    assert await keys_of(archive) == ["dangling.pdf", "link.pdf", "pipe.pdf"]
+    assert await paths_of(archive) == ["dangling.pdf", "link.pdf", "pipe.pdf"]
 
 
 async def test_a_file_where_a_folder_should_be_is_named(
@@ -212,30 +212,30 @@ async def test_a_file_where_a_folder_should_be_is_named(
 ) -> None:
     (root / "acct").write_bytes(b"")
     with pytest.raises(StorageUnavailable, match=f"enter {root / 'acct'}: .*not a folder"):
-        await archive.put(KEY, b"one")
+        await archive.put(PATH, b"one")
 
 
-async def test_leftovers_of_a_crash_are_swept_and_whole_files_stay(
+async def test_leftovers_of_a_crash_are_removed_and_whole_files_stay(
     archive: DirectoryArchive, root: Path
 ) -> None:
-    await archive.put(KEY, b"one")
+    await archive.put(PATH, b"one")
     # Linked, and killed before the temporary was removed: one file under two names.
-    os.link(root / KEY, root / ".incoming" / "linked.part")
+    os.link(root / PATH, root / ".incoming" / "linked.part")
     for number in range(2000):
         (root / ".incoming" / f"{number}.part").write_bytes(b"half")
-    assert await archive.sweep_temporaries() == 2001
+    assert await archive.remove_temporaries() == 2001
     assert names(root / ".incoming") == []
-    assert await archive.read(KEY) == b"one"
-    assert await archive.put(KEY, b"one") is not None
-    assert await archive.sweep_temporaries() == 0
+    assert await archive.read(PATH) == b"one"
+    assert await archive.put(PATH, b"one") is not None
+    assert await archive.remove_temporaries() == 0
 
 
 async def test_every_file_is_listed_but_what_is_not_ours(
     archive: DirectoryArchive, root: Path
 ) -> None:
     stored = ["b/2026-01/A.pdf", "b/2026-02/A.pdf", "a/2026-01/Z.pdf", "a/2026-01/A.v2.pdf"]
-    for key in stored:
-        await archive.put(key, b"one")
+    for path in stored:
+        await archive.put(path, b"one")
     await archive.quarantine("ORDER", b"<html>", "not a whole PDF")
     (root / "a" / "read me.txt").write_bytes(b"unknown")
     (root / ".probe").write_bytes(b"of a probe that was killed")
@@ -243,7 +243,7 @@ async def test_every_file_is_listed_but_what_is_not_ours(
     (root / "lost+found" / "#1").write_bytes(b"")
     (root / "a" / "quarantine").mkdir()
     (root / "a" / "quarantine" / "A.pdf").write_bytes(b"one")
-    assert await keys_of(archive) == [
+    assert await paths_of(archive) == [
         "a/read me.txt",
         "a/2026-01/A.v2.pdf",
         "a/2026-01/Z.pdf",
@@ -251,35 +251,35 @@ async def test_every_file_is_listed_but_what_is_not_ours(
         "b/2026-01/A.pdf",
         "b/2026-02/A.pdf",
     ]
-    for key in await keys_of(archive):
-        assert await archive.digest(key) is not None
+    for path in await paths_of(archive):
+        assert await archive.digest(path) is not None
     await archive.probe()
     assert not (root / ".probe").exists()
 
 
 async def test_a_digest_is_of_the_file_as_it_is_now(archive: DirectoryArchive, root: Path) -> None:
-    assert await archive.digest(KEY) is None
+    assert await archive.digest(PATH) is None
     body = os.urandom(3_000_000)
-    assert await archive.digest(KEY) is None
-    assert await archive.put(KEY, body) == await archive.digest(KEY)
-    (root / KEY).write_bytes(b"rotten")
-    assert await archive.digest(KEY) == StoredFile(KEY, hashlib.sha256(b"rotten").hexdigest(), 6)
+    assert await archive.digest(PATH) is None
+    assert await archive.put(PATH, body) == await archive.digest(PATH)
+    (root / PATH).write_bytes(b"rotten")
+    assert await archive.digest(PATH) == StoredFile(PATH, hashlib.sha256(b"rotten").hexdigest(), 6)
 
 
 async def test_a_changed_file_is_moved_away_and_its_name_is_free(
     archive: DirectoryArchive, root: Path
 ) -> None:
-    await archive.put(KEY, b"one")
-    (root / KEY).write_bytes(b"rotten")
+    await archive.put(PATH, b"one")
+    (root / PATH).write_bytes(b"rotten")
     sha12 = hashlib.sha256(b"rotten").hexdigest()[:12]
-    moved = await archive.remove_to_quarantine(KEY, "its SHA-256 changed")
+    moved = await archive.remove_to_quarantine(PATH, "its SHA-256 changed")
     assert moved == root / "quarantine" / f"ORDER.{sha12}.pdf"
     assert moved.read_bytes() == b"rotten"
     reason = moved.with_name(f"ORDER.{sha12}.reason.txt")
     assert reason.read_text() == "its SHA-256 changed\n"
-    assert await archive.remove_to_quarantine(KEY, "again") is None
-    assert await archive.put(KEY, b"one") is not None
-    assert await keys_of(archive) == [KEY]
+    assert await archive.remove_to_quarantine(PATH, "again") is None
+    assert await archive.put(PATH, b"one") is not None
+    assert await paths_of(archive) == [PATH]
 
 
 async def test_rejected_bytes_are_kept_once_with_their_first_reason(
@@ -296,8 +296,8 @@ async def test_rejected_bytes_are_kept_once_with_their_first_reason(
 async def test_only_the_newest_ten_rejected_answers_of_a_name_are_kept(
     archive: DirectoryArchive, root: Path
 ) -> None:
-    await archive.put(KEY, b"moved, and never dropped")
-    moved = await archive.remove_to_quarantine(KEY, "changed")
+    await archive.put(PATH, b"moved, and never dropped")
+    moved = await archive.remove_to_quarantine(PATH, "changed")
     await archive.quarantine("ORDER-X", b"of another order", "not a whole PDF")
     for number in range(14):
         await archive.quarantine("ORDER", b"answer %d" % number, "not a whole PDF")
@@ -330,7 +330,7 @@ async def test_a_put_cancelled_while_it_waits_for_a_thread_never_happens(
     await asyncio.gather(*puts, return_exceptions=True)
     await archive.close()
     assert names(root / ".incoming") == []
-    assert all((root / key).read_bytes() == body for key in map(str, (root / "a").glob("*")))
+    assert all((root / path).read_bytes() == body for path in map(str, (root / "a").glob("*")))
 
 
 async def test_free_bytes_and_a_second_close_are_uneventful(archive: DirectoryArchive) -> None:

@@ -21,7 +21,7 @@ from harvester.archive.directory import DirectoryArchive
 from harvester.domain.errors import StorageUnavailable
 from tests.needs import cannot
 
-KEY = "acct/2026-01/ORDER.pdf"
+PATH = "acct/2026-01/ORDER.pdf"
 BODY = b"certificate" * 5_000
 ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -59,14 +59,14 @@ async def full_disk(folder: Path) -> None:
     mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
     archive = DirectoryArchive(folder)
     await archive.prepare(create=True)
-    await archive.put(KEY, BODY)
+    await archive.put(PATH, BODY)
     assert "the disk is full (ENOSPC)" in await refusal(archive.put("acct/big.pdf", BODY * 9))
-    assert file_names(folder) == [KEY]
+    assert file_names(folder) == [PATH]
     (folder / "ballast").write_bytes(b"x" * (await archive.free_bytes()))
     assert "ENOSPC" in await refusal(archive.put("acct/2026-01/SMALL.pdf", b"one"))
     assert "ENOSPC" in await refusal(archive.probe())
     await archive.quarantine("ORDER", BODY, "never raises")
-    assert await archive.read(KEY) == BODY
+    assert await archive.read(PATH) == BODY
     (folder / "ballast").unlink()
     assert await archive.put("acct/2026-01/SMALL.pdf", b"one") is not None
     assert not list((folder / ".incoming").iterdir())
@@ -93,13 +93,13 @@ async def read_only_disk(folder: Path) -> None:
     mount("-t", "tmpfs", "tmpfs", str(folder))
     archive = DirectoryArchive(folder)
     await archive.prepare(create=True)
-    await archive.put(KEY, BODY)
+    await archive.put(PATH, BODY)
     mount("-o", "remount,ro", str(folder))
     for action in (archive.put("acct/NEXT.pdf", b"one"), archive.probe()):
         assert "the file system is read-only (EROFS)" in await refusal(action)
-    assert "EROFS" in await refusal(archive.remove_to_quarantine(KEY, "changed"))
+    assert "EROFS" in await refusal(archive.remove_to_quarantine(PATH, "changed"))
     await archive.quarantine("ORDER", BODY, "never raises")
-    assert await archive.read(KEY) == BODY
+    assert await archive.read(PATH) == BODY
     mount("-o", "remount,rw", str(folder))
     assert await archive.put("acct/NEXT.pdf", b"one") is not None
     await archive.close()
@@ -110,7 +110,7 @@ async def absent_disk(folder: Path) -> None:
     archive = DirectoryArchive(folder)
     await archive.prepare(create=True)
     subprocess.run(["umount", str(folder)], check=True)
-    assert "mount its disk" in await refusal(archive.put(KEY, BODY))
+    assert "mount its disk" in await refusal(archive.put(PATH, BODY))
     assert not list(folder.iterdir())
     await archive.close()
 
@@ -119,7 +119,7 @@ async def two_disks(folder: Path) -> None:
     archive = DirectoryArchive(folder)
     await archive.prepare(create=True)
     mount("-t", "tmpfs", "tmpfs", str(folder / ".incoming"))
-    for action in (archive.put(KEY, BODY), archive.probe()):
+    for action in (archive.put(PATH, BODY), archive.probe()):
         assert "different file systems; keep the archive on one (EXDEV)" in await refusal(action)
     await archive.close()
 
@@ -129,7 +129,7 @@ async def two_disks_by_account(folder: Path) -> None:
     await archive.prepare(create=True)
     (folder / "acct").mkdir()
     mount("-t", "tmpfs", "tmpfs", str(folder / "acct"))
-    assert "EXDEV" in await refusal(archive.put(KEY, BODY))
+    assert "EXDEV" in await refusal(archive.put(PATH, BODY))
     await archive.probe()
     await archive.close()
 
@@ -168,7 +168,7 @@ async def prepared(folder: Path) -> None:
 
 async def few_descriptors(folder: Path) -> None:
     archive = DirectoryArchive(folder)
-    await archive.put(KEY, BODY)
+    await archive.put(PATH, BODY)
     taken = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     try:
@@ -191,7 +191,7 @@ async def short_writes(folder: Path) -> None:
     archive = DirectoryArchive(folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     # The first write takes 100 000 bytes of it and says so; only the second one fails.
-    assert "EFBIG" in await refusal(archive.put(KEY, BODY * 3))
+    assert "EFBIG" in await refusal(archive.put(PATH, BODY * 3))
     assert file_names(folder) == []
     await archive.close()
 

@@ -34,7 +34,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("umask")
-async def test_an_archive_that_was_opened_to_the_group_stays_so_for_what_is_filed_later(
+async def test_an_archive_that_was_opened_to_the_group_stays_so_for_what_is_stored_later(
     tmp_path: Path,
 ) -> None:
     root = tmp_path / "certificates"

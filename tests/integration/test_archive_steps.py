@@ -22,7 +22,7 @@ from harvester.archive.directory import DirectoryArchive
 from harvester.domain.errors import StorageUnavailable
 from tests.needs import cannot
 
-KEY = "acct/2026-01/ORDER.pdf"
+PATH = "acct/2026-01/ORDER.pdf"
 BODY = b"certificate" * 5_000
 KILLS = 20
 ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -54,7 +54,7 @@ async def prepared(folder: Path) -> None:
 async def one_put(folder: Path) -> None:
     archive = DirectoryArchive(folder)
     try:
-        print("stored" if await archive.put(KEY, BODY) else "other bytes")  # noqa: T201 - read by the test that started it
+        print("stored" if await archive.put(PATH, BODY) else "other bytes")  # noqa: T201 - read by the test that started it
     except StorageUnavailable as refused:
         print(refused)  # noqa: T201 - read by the test that started it
     await archive.close()
@@ -63,7 +63,7 @@ async def one_put(folder: Path) -> None:
 async def ticking_put(folder: Path) -> None:
     """Put while the loop counts how often it comes round."""
     archive = DirectoryArchive(folder)
-    put = asyncio.create_task(archive.put(KEY, BODY))
+    put = asyncio.create_task(archive.put(PATH, BODY))
     ticks = 0
     while not put.done():
         await asyncio.sleep(0.01)
@@ -129,7 +129,7 @@ def test_a_disk_that_takes_seconds_holds_up_the_put_and_not_the_loop(folder: Pat
 @pytest.mark.parametrize("known", [False, True], ids=["new", "found"])
 def test_a_file_that_cannot_be_synced_is_not_synced_again(folder: Path, known: bool) -> None:
     if known:
-        path = folder / KEY
+        path = folder / PATH
         path.parent.mkdir(parents=True)
         path.write_bytes(BODY)
     nth = 2 if known else 1
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_synced_is_not_synced_again(folder: Path, known: b
     synced = [step for step in steps if step.startswith("fsync")]
     assert len(synced) == nth
     assert ("ORDER.pdf" if known else "TEMP") in synced[-1]
-    assert file_names(folder) == ([KEY] if known else [])
+    assert file_names(folder) == ([PATH] if known else [])
 
 
 @pytest.mark.parametrize("nth", [2, 3, 4])
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_synced_means_not_stored_and_the_next_put_finds_
 ) -> None:
     done, _ = traced(folder, f"-einject=fsync:error=EIO:when={nth}")
     assert "the disk reports errors (EIO)" in done.stdout, done.stderr
-    assert file_names(folder) == [KEY]
+    assert file_names(folder) == [PATH]
     done, _ = traced(folder)
     assert done.stdout == "stored\n"
 
@@ -193,10 +193,10 @@ async def test_a_put_killed_before_any_step_leaves_a_whole_file_or_none(
     assert len(list((folder / ".incoming").iterdir())) == 1
     archive = DirectoryArchive(folder)
     await archive.prepare(create=True)
-    assert await archive.read(KEY) == (BODY if step in STEPS_AFTER_THE_LINK else None)
-    assert await archive.sweep_temporaries() == 1
-    assert await archive.put(KEY, BODY) == await archive.digest(KEY)
-    assert file_names(folder) == [KEY]
+    assert await archive.read(PATH) == (BODY if step in STEPS_AFTER_THE_LINK else None)
+    assert await archive.remove_temporaries() == 1
+    assert await archive.put(PATH, BODY) == await archive.digest(PATH)
+    assert file_names(folder) == [PATH]
     await archive.close()
 
 
@@ -204,7 +204,7 @@ async def test_a_put_killed_before_any_step_leaves_a_whole_file_or_none(
 
 
 def certificate(number: int) -> tuple[str, bytes]:
-    """Return the key and bytes of a made-up certificate: known from its number alone."""
+    """Return the path and bytes of a made-up certificate: known from its number alone."""
     body = hashlib.sha256(str(number).encode()).digest() * (number % 40 * 1_000 + 1)
     return f"acct{number % 5}/2026-{number % 12 + 1:02}/ORDER{number}.pdf", body
 
@@ -245,12 +245,12 @@ async def test_killed_at_random_moments_every_file_is_whole_and_none_acknowledge
         acknowledged = max([acknowledged, *map(int, printed.split(b"\n")[:-1])])
 
         expected = dict(certificate(number) for number in range(acknowledged + 8))
-        present = {key async for key in archive.keys()}  # noqa: SIM118 - it is not a mapping
+        present = {path async for path in archive.paths()}
         assert present <= expected.keys()
         assert {certificate(number)[0] for number in range(acknowledged)} <= present
-        for key in present:
-            assert await archive.read(key) == expected[key]
-        leftovers += await archive.sweep_temporaries()
+        for path in present:
+            assert await archive.read(path) == expected[path]
+        leftovers += await archive.remove_temporaries()
         assert not list((tmp_path / ".incoming").iterdir())
     await archive.close()
     assert acknowledged >= KILLS

@@ -1,4 +1,4 @@
-"""The billing stand-in of deploy/docker, run as it is: what it takes, refuses and puts off."""
+"""The billing stand-in of deploy/docker, run as it is: what it accepts, refuses and puts off."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.acceptance.harness import PATIENCE, Home, Running, until
 
 PROGRAM = Path(__file__).parents[2] / "deploy" / "docker" / "billing" / "billing.py"
 PDF = b"%PDF-1.7 a certificate"
-KEY = "acct/2026-01/ORDER1.pdf"
+CERTIFICATE = "acct/2026-01/ORDER1.pdf"
 
 
 def a_secret(fill: bytes) -> str:
@@ -76,10 +76,10 @@ class Billing:
             await process.wait()
             await asyncio.gather(*readers)
 
-    def file(self, data: bytes = PDF, key: str = KEY) -> None:
-        path = self.archive / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    def file(self, data: bytes = PDF, path: str = CERTIFICATE) -> None:
+        file = self.archive / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
 
     async def post(
         self,
@@ -105,7 +105,7 @@ def stored(**changed: Any) -> bytes:
         "kind": "final",
         "sha256": hashlib.sha256(PDF).hexdigest(),
         "size": len(PDF),
-        "key": KEY,
+        "path": CERTIFICATE,
     }
     return json.dumps({"type": "certificate.stored", "data": data | changed}).encode()
 
@@ -134,10 +134,10 @@ async def test_every_certificate_of_a_harvest_becomes_one_invoice(tmp_path: Path
                 for number in range(3):
                     lune.create_order("complete", hold=True, idempotency_key=f"INV-{number}")
                 await until(lambda: len(stand_in.out) == 1 + 3)
-                told = (await home.run("events", "list", "--json")).rows()
-                numbers = [str(one["seq"]) for one in told]
+                delivered = (await home.run("events", "list", "--json")).rows()
+                numbers = [str(one["seq"]) for one in delivered]
                 again = await home.run("events", "resend", *numbers, "--json")
-                assert len(again.rows()) == len(told)
+                assert len(again.rows()) == len(delivered)
 
                 listed = ("events", "list", "--undelivered", "--json")
                 async with asyncio.timeout(PATIENCE):
@@ -215,15 +215,15 @@ async def test_an_event_whose_certificate_is_not_there_comes_again(tmp_path: Pat
         assert await billing.post(BODY, signed(BODY)) == 204
         assert await billing.post(BODY, signed(BODY)) == 204
         await stand_in.end()
-    assert stand_in.out[1:] == [f"invoice INV-1: certificate v1 {KEY}, {len(PDF)} bytes\n"]
-    assert stand_in.err == [f"put off: {KEY} cannot be read: No such file or directory\n"]
+    assert stand_in.out[1:] == [f"invoice INV-1: certificate v1 {CERTIFICATE}, {len(PDF)} bytes\n"]
+    assert stand_in.err == [f"put off: {CERTIFICATE} cannot be read: No such file or directory\n"]
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         ({"sha256": "0" * 64}, "is not the file that the event tells of"),
-        ({"key": "../outside.pdf"}, "is not in the archive"),
+        ({"path": "../outside.pdf"}, "is not in the archive"),
     ],
 )
 async def test_a_file_that_is_not_the_event_s_is_not_invoiced(
@@ -240,7 +240,7 @@ async def test_a_file_that_is_not_the_event_s_is_not_invoiced(
     assert len(stand_in.out) == 1
 
 
-async def test_events_of_other_kinds_are_taken(tmp_path: Path) -> None:
+async def test_events_of_other_kinds_are_accepted(tmp_path: Path) -> None:
     billing = Billing(tmp_path)
     data = {"idempotency_key": None, "order_id": "ORDER1", "reason": "no whole PDF", "version": 1}
     async with billing.running() as stand_in:

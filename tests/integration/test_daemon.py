@@ -203,8 +203,8 @@ async def test_after_a_step_of_the_wall_clock_everything_runs_anew(days: int) ->
         await until(went_on)
         stop.request()
         await asyncio.wait_for(running, 5)
-    told = [line["seconds"] for line in lines if line["event"] == "wall clock stepped"]
-    assert told == [days * 86_400]
+    steps_seen = [line["seconds"] for line in lines if line["event"] == "wall clock stepped"]
+    assert steps_seen == [days * 86_400]
 
 
 def test_a_rhythm_leaves_out_what_it_missed_and_keeps_its_beat() -> None:

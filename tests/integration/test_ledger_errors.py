@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
+from harvester.ledger.accounts import record_accounts
 from harvester.ledger.audit import contradictions
 from harvester.ledger.database import Database
 from harvester.ledger.queries import stream_orders
-from harvester.ledger.sql import SqlLedger
 from tests.contract.ledger_cases import ACCOUNT, CLIENT, NOW, Kept, order, stored
 
 CANARY = "Canary-in-metadata"
@@ -34,19 +33,15 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def kept(path: Path) -> AsyncIterator[Kept]:
     database = Database(path)
-    ledger = SqlLedger(database)
-    await ledger.record_accounts([ACCOUNT], NOW)
-    yield Kept(ledger, database)
+    await record_accounts(database, [ACCOUNT], NOW)
+    yield Kept(database)
     await database.close()
 
 
 async def pragma(database: Database, statement: str) -> int:
     """Ask or tell the writing connection something."""
-
-    async def work(connection: AsyncConnection) -> int:
-        return int(await connection.scalar(text(f"PRAGMA {statement}")) or 0)
-
-    return await database.write(work)
+    async with database.transaction() as tx:
+        return int(await tx.scalar(text(f"PRAGMA {statement}")) or 0)
 
 
 async def refusal(work: Any) -> HarvesterError:
@@ -55,7 +50,7 @@ async def refusal(work: Any) -> HarvesterError:
     return refused.value
 
 
-async def test_a_full_database_is_told_and_what_was_written_stays(kept: Kept) -> None:
+async def test_a_full_database_is_named_and_what_was_written_stays(kept: Kept) -> None:
     await kept.see(order("o1"))
     pages = await pragma(kept.database, "page_count")
     await pragma(kept.database, f"max_page_count = {pages}")
@@ -68,25 +63,21 @@ async def test_a_full_database_is_told_and_what_was_written_stays(kept: Kept) ->
     assert (await kept.see(*big)).new == 8
 
 
-@pytest.mark.parametrize("place", ["header", "middle"])
-async def test_a_damaged_ledger_is_named_and_left_as_it_is(path: Path, place: str) -> None:
+@pytest.mark.parametrize("where", ["header", "middle"])
+async def test_a_damaged_ledger_is_named_and_left_as_it_is(path: Path, where: str) -> None:
     database = Database(path)
-    ledger = SqlLedger(database)
-    await ledger.record_accounts([ACCOUNT], NOW)
-    await Kept(ledger, database).see(*(order(f"o{number}") for number in range(100)))
+    await record_accounts(database, [ACCOUNT], NOW)
+    await Kept(database).see(*(order(f"o{number}") for number in range(100)))
     await database.close()
     data = bytearray(path.read_bytes())
-    if place == "header":
+    if where == "header":
         data[:100] = b"\xde\xad" * 50
     else:
         data[4096:] = b"\xde\xad" * ((len(data) - 4096) // 2)
     path.write_bytes(data)
 
     database = Database(path)
-    for work in (
-        anext(stream_orders(database)),
-        SqlLedger(database).record_accounts([CLIENT], NOW),
-    ):
+    for work in (anext(stream_orders(database)), record_accounts(database, [CLIENT], NOW)):
         assert isinstance(await refusal(work), LedgerDamaged)
     await database.close()
     assert path.read_bytes() == data
@@ -95,19 +86,17 @@ async def test_a_damaged_ledger_is_named_and_left_as_it_is(path: Path, place: st
 async def test_no_error_shows_what_was_to_be_written(kept: Kept) -> None:
     secretive = order(key=CANARY, metadata={"customer": CANARY}, note=CANARY)
     await kept.see(order("o1"), order("o2"))
-    await kept.file(stored(key=CANARY))
+    await kept.store(stored(path=CANARY))
 
-    async def wrong_type(connection: AsyncConnection) -> None:
-        await connection.execute(text("UPDATE accounts SET sweep_number = :x"), {"x": CANARY})
-
-    async def wrong_sql(connection: AsyncConnection) -> None:
-        await connection.execute(text("UPDATE nothing SET x = :x"), {"x": CANARY})
+    async def write(statement: str) -> None:
+        async with kept.database.transaction() as tx:
+            await tx.execute(text(statement), {"x": CANARY})
 
     for work in (
         kept.see(secretive, account=CLIENT),  # an account that was never recorded
-        kept.file(stored(key=CANARY), "o2"),  # a name that is taken
-        kept.database.write(wrong_type),
-        kept.database.write(wrong_sql),
+        kept.store(stored(path=CANARY), "o2"),  # a name that is taken
+        write("UPDATE accounts SET sweep_number = :x"),  # a wrong type
+        write("UPDATE nothing SET x = :x"),
     ):
         error = await refusal(work)
         assert "the ledger could not be used" in str(error)
@@ -139,36 +128,36 @@ def meddle(path: Path, statement: str) -> None:
         ("UPDATE certificates SET version = 2", "does not have that version's name"),
     ],
 )
-async def test_a_ledger_that_contradicts_itself_is_told_by_order_and_rule(
+async def test_a_ledger_that_contradicts_itself_is_named_by_order_and_rule(
     kept: Kept, path: Path, statement: str, rule: str
 ) -> None:
     await kept.see(order("o1"))
     await kept.see(order("o1", status="complete"))
-    await kept.file(stored())
+    await kept.store(stored())
     assert await contradictions(kept.database) == []
     meddle(path, statement)
     lines = await contradictions(kept.database)
     assert any(line.startswith("order o1 of account acct: ") and rule in line for line in lines)
 
 
-async def test_an_open_order_that_nobody_will_look_at_is_a_contradiction(
+async def test_an_open_order_that_nobody_will_check_is_a_contradiction(
     kept: Kept, path: Path
 ) -> None:
     await kept.see(order("o1"))
     assert await contradictions(kept.database) == []
     meddle(path, "UPDATE orders SET next_check_at = NULL")
     (line,) = await contradictions(kept.database)
-    assert "nothing says when to look" in line
+    assert "nothing says when to check" in line
 
 
 async def test_a_version_whose_number_was_passed_over_is_none(kept: Kept) -> None:
     """The first name was taken by a file that is no certificate."""
     await kept.see(order("o1", status="complete"))
-    await kept.file(stored(2, key="acct/o1.v2.pdf"))
+    await kept.store(stored(2, path="acct/o1.v2.pdf"))
     assert await contradictions(kept.database) == []
 
 
-async def test_of_a_rule_broken_everywhere_the_first_hundred_orders_are_told(
+async def test_of_a_rule_broken_everywhere_the_first_hundred_orders_are_named(
     kept: Kept, path: Path
 ) -> None:
     await kept.see(*(order(f"o{number}") for number in range(150)))

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import LedgerUnavailable
 from harvester.domain.orders import Account
 from harvester.ledger import migrate
+from harvester.ledger.accounts import read_accounts, record_accounts
 from harvester.ledger.database import Database
-from harvester.ledger.sql import SqlLedger
 from tests.needs import cannot
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -50,7 +49,7 @@ def child(part: str, path: Path, under: tuple[str, ...] = ()) -> Iterator[subpro
         process.communicate(timeout=30)
 
 
-def told(process: subprocess.Popen[str]) -> str:
+def line_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
@@ -78,19 +77,18 @@ async def test_a_ledger_locked_by_another_program_is_unavailable_until_it_lets_g
     path: Path,
 ) -> None:
     database = Database(path)
-    ledger = SqlLedger(database)
-    await ledger.record_accounts([ACCOUNT], NOW)
+    await record_accounts(database, [ACCOUNT], NOW)
     with child("hold_exclusively", path) as other:
-        assert told(other) == "held"
+        assert line_of(other) == "held"
         with pytest.raises(LedgerUnavailable, match="locked"):
-            await ledger.record_accounts([replace(ACCOUNT, name="New")], NOW)
-        assert await ledger.accounts() == [ACCOUNT]  # readers go on
+            await record_accounts(database, [replace(ACCOUNT, name="New")], NOW)
+        assert await read_accounts(database) == [ACCOUNT]  # readers go on
         assert other.stdin is not None
         other.stdin.write("\n")
         other.stdin.flush()
-        assert told(other) == "let go"
-        await ledger.record_accounts([replace(ACCOUNT, name="New")], NOW)
-    assert [account.name for account in await ledger.accounts()] == ["New"]
+        assert line_of(other) == "let go"
+        await record_accounts(database, [replace(ACCOUNT, name="New")], NOW)
+    assert [account.name for account in await read_accounts(database)] == ["New"]
     await database.close()
 
 
@@ -98,27 +96,25 @@ async def test_a_ledger_locked_by_another_program_is_unavailable_until_it_lets_g
 
 
 async def count_for_ever(path: Path) -> None:
-    """Write pairs that agree, as fast as they go, telling each number once it is durable."""
+    """Write pairs that agree, as fast as they go, printing each number once it is durable."""
     database = Database(path)
-
-    async def count(connection: AsyncConnection) -> int:
-        for column in ("sweep_number", "joined_sweep"):
-            await connection.execute(text(f"UPDATE accounts SET {column} = {column} + 1"))
-        return int(await connection.scalar(text("SELECT sweep_number FROM accounts")) or 0)
-
     while True:
-        print(await database.write(count), flush=True)  # noqa: T201 - acknowledged, for the parent
+        async with database.transaction() as tx:
+            for column in ("sweep_number", "joined_sweep"):
+                await tx.execute(text(f"UPDATE accounts SET {column} = {column} + 1"))
+            number = await tx.scalar(text("SELECT sweep_number FROM accounts"))
+        print(number, flush=True)  # noqa: T201 - acknowledged, for the parent
 
 
 async def test_what_was_acknowledged_survives_a_kill_and_nothing_is_half(path: Path) -> None:
     database = Database(path)
-    await SqlLedger(database).record_accounts([ACCOUNT], NOW)
+    await record_accounts(database, [ACCOUNT], NOW)
     await database.close()
     acknowledged = 0
     for kill in range(KILLS):
         with child("count_for_ever", path) as writer:
             for _ in range(kill + 1):
-                acknowledged = int(told(writer))
+                acknowledged = int(line_of(writer))
             writer.kill()
         with closing(sqlite3.connect(path)) as connection:
             row = connection.execute("SELECT sweep_number, joined_sweep FROM accounts").fetchone()
@@ -134,21 +130,20 @@ async def full_disk(folder: Path) -> None:
     path = folder / "ledger.db"
     migrate.upgrade(path)
     database = Database(path)
-    ledger = SqlLedger(database)
-    await ledger.record_accounts([ACCOUNT], NOW)
+    await record_accounts(database, [ACCOUNT], NOW)
     ballast = folder / "ballast"
     ballast.write_bytes(b"x" * (os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize))
     crowd = [replace(ACCOUNT, id=f"a{number}", name="x" * 900) for number in range(400)]
     try:
-        await ledger.record_accounts(crowd, NOW)
+        await record_accounts(database, crowd, NOW)
     except LedgerUnavailable as full:
         assert "full" in str(full) or "disk I/O error" in str(full)  # noqa: PT017 - a child without pytest
     else:
         raise AssertionError("it was written")
-    assert await ledger.accounts() == [ACCOUNT]
+    assert await read_accounts(database) == [ACCOUNT]
     ballast.unlink()
-    await ledger.record_accounts(crowd, NOW)
-    assert len(await ledger.accounts()) == 401
+    await record_accounts(database, crowd, NOW)
+    assert len(await read_accounts(database)) == 401
     await database.close()
     migrate.check_integrity(path)
 

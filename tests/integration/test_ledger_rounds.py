@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from harvester.domain.ports import Lune
-from harvester.ledger.sql import SqlLedger
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from harvester.context import Stop
+from harvester.context import Context
 from harvester.domain.orders import EVERYTHING, Account, Order, OrderPage
 from harvester.harvest.sweep import Sweep
 from harvester.ledger import migrate
-from harvester.ledger.accounts import park_account, parked_accounts, postpone_sweep
+from harvester.ledger.accounts import (
+    park_account,
+    parked_accounts,
+    postpone_sweep,
+    record_accounts,
+)
 from harvester.ledger.certificates import count_missing_certificates
 from harvester.ledger.database import Database
-from harvester.ledger.queries import summarise
 from harvester.ledger.schedule import due_checks, newest_positions, status_durations
+from harvester.lune.client import LuneClient
 from harvester.lune.rate_limiter import Priority
-from tests.contract.ledger_cases import ACCOUNT, SCHEDULE, CLIENT, DAY, FAR, HOUR, NOW, Kept, order
+from tests.contract.ledger_cases import ACCOUNT, CLIENT, DAY, FAR, HOUR, NOW, SCHEDULE, Kept, order
 
 LATER = NOW + DAY
 
@@ -50,36 +53,37 @@ class SlowLune:
         self, account: Account, after: str | None = None, *, priority: Priority = Priority.DUE
     ) -> OrderPage:
         self.asked.append((account.id, "newest" if priority is Priority.BACKGROUND else str(after)))
-        return next(self._pages, OrderPage((), (), None))
+        return next(self._pages, OrderPage(()))
 
 
-class PlannedFrom(SqlLedger):
-    """A ledger that tells when a round has read what it plans from."""
+class PlannedFrom(Database):
+    """A ledger that says when a round has read what it plans from: the accounts come last."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__(database)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.planned = asyncio.Event()
+        event.listen(self._reader.sync_engine, "before_cursor_execute", self._note)
 
-    async def accounts(self, ids: Collection[str] | None = None) -> list[Account]:
-        self.planned.set()
-        return await super().accounts(ids)
+    def _note(self, _c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT accounts.id, accounts.name"):
+            self.planned.set()
 
 
 @pytest.fixture
 async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
     path = tmp_path / "ledger.db"
     migrate.upgrade(path)
-    database = Database(path)
-    ledger = SqlLedger(database)
-    await ledger.record_accounts([ACCOUNT, CLIENT], NOW)
+    database = PlannedFrom(path)
+    await record_accounts(database, [ACCOUNT, CLIENT], NOW)
     for account in (ACCOUNT, CLIENT):
-        await ledger.postpone_sweep(account.id, LATER + HOUR)
-    yield Kept(ledger, database)
+        await postpone_sweep(database, account.id, LATER + HOUR)
+    yield Kept(database)
     await database.close()
 
 
 def sweep_of(kept: Kept, lune: SlowLune) -> Sweep:
-    return Sweep(cast("Lune", lune), kept.ledger, SCHEDULE, lambda: LATER, Stop())
+    context = Context(SCHEDULE, clock=lambda: LATER)
+    return Sweep(cast(LuneClient, lune), kept.database, context)
 
 
 async def plan_of(kept: Kept, table: str, *asking: Awaitable[object]) -> list[str]:
@@ -111,37 +115,40 @@ async def test_a_round_is_planned_and_the_ledger_counted_from_indexes_alone(kept
         due_checks(kept.database, NOW, FAR),
         newest_positions(kept.database, ["acct"]),
         count_missing_certificates(kept.database, EVERYTHING),
-        summarise(kept.database, NOW),
+        kept.statistics(),
     )
     steps = [step for step in plan if " orders" in step]
     assert len(steps) >= 6
     assert [step for step in steps if " COVERING INDEX orders_" not in step] == []
 
 
-async def test_stays_are_read_from_the_orders_that_moved_last_and_not_from_all(kept: Kept) -> None:
-    plan = await plan_of(kept, "transitions", status_durations(kept.database, 10, NOW))
+async def test_durations_are_read_from_the_orders_that_moved_last_and_not_from_all(
+    kept: Kept,
+) -> None:
+    plan = await plan_of(kept, "transitions", status_durations(kept.database, NOW, 10))
     (moved,) = (step for step in plan if " orders" in step)
-    (stays,) = (step for step in plan if " transitions" in step)
+    (durations,) = (step for step in plan if " transitions" in step)
     assert " COVERING INDEX orders_changed" in moved
-    assert stays.startswith("SEARCH transitions USING PRIMARY KEY (order_key=?)")
+    assert durations.startswith("SEARCH transitions USING PRIMARY KEY (order_key=?)")
 
 
-async def test_what_another_turn_looked_at_meanwhile_is_not_asked_for_again(kept: Kept) -> None:
+async def test_what_another_turn_checked_meanwhile_is_not_asked_for_again(kept: Kept) -> None:
     await kept.see(order("o1"))
-    lune, ledger = SlowLune(), PlannedFrom(kept.database)
-    sweep = sweep_of(Kept(ledger, kept.database), lune)
+    lune, database = SlowLune(), kept.database
+    assert isinstance(database, PlannedFrom)
+    sweep = sweep_of(kept, lune)
     first = asyncio.create_task(sweep.run_once([]))
     await lune.begun.wait()
-    ledger.planned.clear()
+    database.planned.clear()
     second = asyncio.create_task(sweep.run_once([]))
-    await ledger.planned.wait()
+    await database.planned.wait()
     lune.go.set()
     reports = [await first, await second]
     assert lune.asked == [("acct", "o1")]
     assert [report.changed for report in reports] == [1, 0]
 
 
-async def test_due_looks_of_all_accounts_but_the_parked_are_asked_for(kept: Kept) -> None:
+async def test_due_checks_of_all_accounts_but_the_parked_are_asked_for(kept: Kept) -> None:
     await kept.see(order("o1"))
     await kept.see(order("o2"), account=CLIENT)
     lune = SlowLune()
@@ -151,7 +158,7 @@ async def test_due_looks_of_all_accounts_but_the_parked_are_asked_for(kept: Kept
     assert lune.asked == [("acct", "o1")]
 
 
-async def test_a_parked_account_whose_time_has_come_is_asked_for_its_looks_too(kept: Kept) -> None:
+async def test_a_parked_account_whose_time_has_come_is_asked_for_its_checks_too(kept: Kept) -> None:
     await kept.see(order("o2"), account=CLIENT)
     lune = SlowLune()
     lune.go.set()
@@ -185,7 +192,7 @@ async def test_a_listing_that_never_ends_is_given_up(kept: Kept, pages: list[Ord
 async def test_what_the_newest_page_shows_is_not_asked_for_by_itself(kept: Kept) -> None:
     await kept.see(order("o1"), order("o2"))
     await postpone_sweep(kept.database, "acct", LATER)
-    lune = SlowLune(page("o3"), OrderPage((order("o1"),), (), None))
+    lune = SlowLune(page("o3"), OrderPage((order("o1"),)))
     lune.go.set()
     await sweep_of(kept, lune).run_once([ACCOUNT])
     assert lune.asked == [("acct", "newest"), ("acct", "newest"), ("acct", "o2")]

@@ -51,14 +51,14 @@ def held_elsewhere(ledger: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=30)
 
 
-def told(process: subprocess.Popen[str]) -> str:
+def line_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_ledger(ledger: Path) -> None:
+def test_a_second_process_is_refused_with_who_holds_the_ledger(ledger: Path) -> None:
     with held_elsewhere(ledger) as other:
-        assert told(other) == "held"
+        assert line_of(other) == "held"
         with pytest.raises(LedgerHeld) as refused, LedgerLock(ledger, "run"):
             pass
         assert f"harvester run --drain, process {other.pid} on " in str(refused.value)
@@ -80,7 +80,7 @@ def test_a_refused_process_leaves_the_holder_its_lock_and_its_name(ledger: Path)
 
 def test_the_lock_is_free_once_its_holder_is_killed(ledger: Path) -> None:
     with held_elsewhere(ledger) as other:
-        assert told(other) == "held"
+        assert line_of(other) == "held"
         other.kill()
         other.wait(timeout=30)
         assert json.loads(lock_path(ledger).read_bytes())["pid"] == other.pid  # what it left
@@ -93,9 +93,9 @@ def test_the_lock_is_free_once_its_holder_is_killed(ledger: Path) -> None:
 
 def test_a_child_of_a_killed_holder_does_not_keep_the_lock(ledger: Path) -> None:
     with held_elsewhere(ledger, "with a child") as other:
-        child = int(told(other))
+        child = int(line_of(other))
         try:
-            assert told(other) == "held"
+            assert line_of(other) == "held"
             other.kill()
             other.wait(timeout=30)
             os.kill(child, 0)  # still there
@@ -146,7 +146,7 @@ def test_the_lock_is_a_file_of_its_own_for_its_owner_only(ledger: Path) -> None:
         assert stat.S_IMODE(lock_path(ledger).stat().st_mode) == 0o600
 
 
-def test_a_lock_that_cannot_be_made_is_told(ledger: Path, tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_made_is_named(ledger: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(LedgerUnavailable, match="No such file"),
         LedgerLock(tmp_path / "missing" / "ledger.db", "run"),

@@ -167,9 +167,9 @@ async def test_a_page_over_the_cap_is_asked_for_in_halves(api: Served, fast: Fas
     room_for_30 = ClientOptions(largest_json=30 * len(json.dumps(order("o10"))))
     rate_limiter = RateLimiter(100, clock=fast.clock, sleep=fast.sleep)
     async with LuneClient(api.base_url, lambda: KEY, rate_limiter, room_for_30) as lune:
-        assert len((await lune.fetch_orders(OWN, "place")).orders) == 25
+        assert len((await lune.fetch_orders(OWN, "cursor")).orders) == 25
     asked = [(request.query["limit"], request.query["after"]) for request in api.requests]
-    assert asked == [("100", "place"), ("50", "place"), ("25", "place")]
+    assert asked == [("100", "cursor"), ("50", "cursor"), ("25", "cursor")]
 
 
 async def test_a_single_order_over_the_cap_is_given_up(api: Served, fast: FastTime) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,14 +15,15 @@ from typing import Any
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from harvester.ledger.sql import SqlLedger
 from sqlalchemy.dialects.sqlite import dialect
 
 from harvester.domain.errors import ConfigurationError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
+from harvester.ledger.accounts import record_accounts
 from harvester.ledger.database import Database
 from harvester.ledger.schema import metadata
 from tests.contract.ledger_cases import ACCOUNT, NOW, Kept, order
+from tests.integration.migration_chain import next_chain
 
 
 @pytest.fixture
@@ -32,9 +35,8 @@ async def fill(path: Path) -> None:
     """Make a ledger with an order in it."""
     migrate.upgrade(path)
     database = Database(path)
-    ledger = SqlLedger(database)
-    await ledger.record_accounts([ACCOUNT], NOW)
-    await Kept(ledger, database).see(order())
+    await record_accounts(database, [ACCOUNT], NOW)
+    await Kept(database).see(order())
     await database.close()
 
 
@@ -82,21 +84,24 @@ def test_what_an_upgrade_left_half_made_is_removed_at_the_next_start(path: Path,
     assert not left.exists()
 
 
-def test_head_and_the_revisions_are_those_of_the_chain() -> None:
+@pytest.mark.parametrize("more", [False, True])
+def test_head_and_the_revisions_are_those_of_the_chain(tmp_path: Path, more: bool) -> None:
+    """They are read from the names of files; Alembic reads what is in them."""
+    folder = next_chain(tmp_path / "next") if more else None
     config = Config()
-    config.set_main_option("script_location", str(migrate.migrations_folder()))
+    config.set_main_option("script_location", str(folder or migrate.migrations_folder()))
     chain = ScriptDirectory.from_config(config)
-    assert chain.get_heads() == [migrate.head()]
+    assert chain.get_heads() == [migrate.head(folder)]
     oldest_first = [script.revision for script in chain.walk_revisions()][::-1]
-    assert tuple(oldest_first) == migrate.revisions()
+    assert tuple(oldest_first) == migrate.revisions(folder)
 
 
 def test_the_migrations_make_the_tables_that_queries_are_written_for(path: Path) -> None:
     migrate.upgrade(path)
     made = {
         table: [
-            (name, kind, bool(required), place)
-            for _, name, kind, required, _, place in rows(path, f"PRAGMA table_info({table})")
+            (name, kind, bool(required), number)
+            for _, name, kind, required, _, number in rows(path, f"PRAGMA table_info({table})")
         ]
         for (table,) in rows(
             path,
@@ -171,13 +176,13 @@ def test_what_is_not_a_ledger_is_refused_and_left_as_it_is(
     assert not list(path.parent.glob("*.before-*"))
 
 
-def test_a_reader_is_told_how_to_make_a_ledger(path: Path) -> None:
+def test_a_reader_without_a_ledger_hears_how_to_make_one(path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no ledger yet; `harvester run` or"):
         migrate.require_current(path)
     assert not path.exists()
 
 
-def test_a_place_where_no_ledger_can_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_where_no_ledger_can_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(LedgerUnavailable, match=r"missing/ledger\.db: cannot be made: No such"):
         migrate.upgrade(tmp_path / "missing" / "ledger.db")
     with pytest.raises(LedgerUnavailable, match="cannot be read"):
@@ -194,3 +199,30 @@ def test_damage_is_found_by_reading_it_all(path: Path) -> None:
     with pytest.raises(LedgerDamaged, match="left as it is"):
         migrate.upgrade(path)
     assert path.read_bytes() == data
+
+
+CUT_SHORT = """
+import os, signal, sqlite3, sys
+ledger = sqlite3.connect(sys.argv[1], isolation_level=None)
+ledger.execute("PRAGMA journal_mode = DELETE")
+ledger.execute("PRAGMA cache_size = 1")  # so that pages are in the file before the end
+ledger.execute("BEGIN IMMEDIATE")
+ledger.execute("CREATE TABLE half (made)")
+for _ in range(200):
+    ledger.execute("INSERT INTO half VALUES (randomblob(4000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_what_a_crash_cut_short_is_rolled_back_by_the_next_start(path: Path) -> None:
+    """A reader may not, and would find a ledger that cannot be read."""
+    await fill(path)
+    before = rows(path, "SELECT * FROM orders")
+    done = subprocess.run((sys.executable, "-c", CUT_SHORT, str(path)), check=False)
+    assert done.returncode == -9
+    journal = path.with_name("ledger.db-journal")
+    assert journal.stat().st_size > 0
+    assert migrate.upgrade(path) == (migrate.head(), None)
+    assert not journal.exists()
+    assert rows(path, "SELECT * FROM orders") == before
+    assert rows(path, "SELECT name FROM sqlite_schema WHERE name = 'half'") == []

@@ -1,4 +1,4 @@
-"""What the service manager is told, on a real datagram socket."""
+"""How the service manager is notified, on a real datagram socket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def listening(address: str | Path) -> Iterator[socket.socket]:
         yield manager
 
 
-def heard(manager: socket.socket) -> list[dict[str, str]]:
+def notifications(manager: socket.socket) -> list[dict[str, str]]:
     """Return the datagrams that came, as the variables they assign."""
     found: list[dict[str, str]] = []
     while True:
@@ -54,14 +54,14 @@ def supervisor(manager: socket.socket, watchdog: float | None = None) -> Supervi
 
 def test_a_socket_with_a_path_is_told(manager: socket.socket) -> None:
     supervisor(manager).ready("started")
-    assert heard(manager) == [{"READY": "1", "STATUS": "started"}]
+    assert notifications(manager) == [{"READY": "1", "STATUS": "started"}]
 
 
 def test_an_abstract_socket_is_told() -> None:
     name = f"harvester-test-{os.getpid()}"
     with listening("\0" + name) as manager:
         Supervisor("@" + name).ready("started")
-        assert heard(manager)[0]["READY"] == "1"
+        assert notifications(manager)[0]["READY"] == "1"
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "relative", "/" + "x" * 200, "\0"])
@@ -75,10 +75,10 @@ def test_a_socket_that_is_not_there_stops_nothing_and_is_said_once(address: str)
 
 
 def test_a_manager_that_does_not_read_is_not_waited_for(manager: socket.socket) -> None:
-    told = supervisor(manager, 1.0)
+    one = supervisor(manager, 1.0)
     for _ in range(10_000):  # far more than a socket takes
-        told.alive("following 1 order")
-    assert 0 < len(heard(manager)) < 10_000
+        one.alive("following 1 order")
+    assert 0 < len(notifications(manager)) < 10_000
 
 
 def test_the_managers_variables_are_taken_out_of_the_environment() -> None:
@@ -108,13 +108,13 @@ def test_no_sign_of_life_is_wanted_of_us(variables: dict[str, str]) -> None:
 
 
 def test_a_reload_is_framed_with_the_monotonic_clock(manager: socket.socket) -> None:
-    told = supervisor(manager)
-    told.ready("started")
-    told.reloading()
-    told.reloaded("configuration not reloaded: x")
-    told.alive("following 1 order")
-    told.reloaded()
-    _, begun, over, later, good = heard(manager)
+    one = supervisor(manager)
+    one.ready("started")
+    one.reloading()
+    one.reloaded("configuration not reloaded: x")
+    one.alive("following 1 order")
+    one.reloaded()
+    _, begun, over, later, good = notifications(manager)
     assert begun["RELOADING"] == "1"
     assert int(begun["MONOTONIC_USEC"]) > 0
     assert over == {"READY": "1", "STATUS": "started; configuration not reloaded: x"}
@@ -124,7 +124,7 @@ def test_a_reload_is_framed_with_the_monotonic_clock(manager: socket.socket) -> 
 
 def test_a_text_from_outside_cannot_forge_a_line(manager: socket.socket) -> None:
     supervisor(manager).ready("Lune: x\nSTOPPING=1\0" + "y" * 5000)
-    (one,) = heard(manager)
+    (one,) = notifications(manager)
     assert "STOPPING" not in one
     assert len(one["STATUS"]) < 1000
 
@@ -160,14 +160,14 @@ async def test_signs_of_life_come_at_half_the_time_and_no_sooner(manager: socket
         return "fine"
 
     reports = Reports(supervisor(manager, 60.0), state, lambda: 0, Stop(), clock)
-    told_at = []
+    notified_at = []
     for _ in range(130):
         reports.look()
         await settled()
-        told_at += [clock.now] * len(heard(manager))
+        notified_at += [clock.now] * len(notifications(manager))
         clock.now += 1.0
-    gaps = [after - before for before, after in pairwise(told_at)]
-    assert told_at[0] == 100.0
+    gaps = [after - before for before, after in pairwise(notified_at)]
+    assert notified_at[0] == 100.0
     assert len(gaps) >= 3
     assert all(28.0 <= gap <= 30.0 for gap in gaps)
 
@@ -186,7 +186,7 @@ async def test_after_something_was_asked_the_text_is_soon_a_new_one(
     asked[0], clock.now = 7, clock.now + 6.0
     reports.look()
     await settled()
-    assert [one["STATUS"] for one in heard(manager)] == ["asked 0", "asked 7"]
+    assert [one["STATUS"] for one in notifications(manager)] == ["asked 0", "asked 7"]
 
 
 async def test_a_ledger_that_does_not_answer_leaves_no_sign_of_life(
@@ -198,7 +198,7 @@ async def test_a_ledger_that_does_not_answer_leaves_no_sign_of_life(
         reports.look()
         await settled()
         clock.now += 30.0
-    assert heard(manager) == []
+    assert notifications(manager) == []
     await asyncio.wait_for(reports.close(), 5)
 
 
@@ -215,17 +215,17 @@ async def test_a_ledger_that_cannot_be_used_is_a_text_and_a_sign_of_life(
 
     Reports(supervisor(manager, 60.0), state, lambda: 0, Stop()).look()
     await settled()
-    assert heard(manager) == [{"STATUS": "the disk is full", "WATCHDOG": "1"}]
+    assert notifications(manager) == [{"STATUS": "the disk is full", "WATCHDOG": "1"}]
 
 
-async def test_a_stop_is_told_at_once(manager: socket.socket) -> None:
+async def test_a_stop_is_notified_at_once(manager: socket.socket) -> None:
     stop, steps = Stop(), Steps()
     steps.hang.set()
     running = asyncio.create_task(watched(daemon_of(steps, stop), manager, stop))
     await asyncio.wait_for(steps.hanging.wait(), 5)
     stop.request()
     await asyncio.wait_for(running, 5)
-    assert heard(manager)[-1]["STOPPING"] == "1"
+    assert notifications(manager)[-1]["STOPPING"] == "1"
 
 
 async def test_signs_of_life_end_with_a_step_that_hangs(manager: socket.socket) -> None:
@@ -233,9 +233,9 @@ async def test_signs_of_life_end_with_a_step_that_hangs(manager: socket.socket) 
     daemon = daemon_of(Steps(), stop, limits=Limits(step_timeout=2.0))
     with capture_logs(), pytest.raises(StepHungError):
         await asyncio.wait_for(watched(daemon, manager, stop, 0.4), 20)
-    assert len([one for one in heard(manager) if "WATCHDOG" in one]) >= 2
+    assert len([one for one in notifications(manager) if "WATCHDOG" in one]) >= 2
     await asyncio.sleep(1.0)  # five times as long as between two signs
-    assert heard(manager) == []
+    assert notifications(manager) == []
 
 
 async def watched(

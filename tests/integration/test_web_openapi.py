@@ -138,12 +138,13 @@ def test_its_patterns_are_those_of_the_code() -> None:
     ]
     assert len(ids) == 6
     assert {*ids, properties("Track")["account_id"]["pattern"]} == {rule}
-    # A cursor is a date, which has fewer digits than the code looks at, and two ids.
+    # A cursor is a date and two ids. Not every number of 17 digits is a date, so those of the
+    # next centuries are described.
     pattern = re.compile(parameter("/orders", "after")["pattern"])
-    for text in ("0.a.b", f"-{'1' * 17}.a.b", f"{'1' * 17}.{'a' * 64}.{'b' * 64}"):
+    for text in ("0.a.b", f"-{'9' * 16}.a.b", f"{'9' * 16}.{'a' * 64}.{'b' * 64}"):
         assert pattern.search(text)
-        assert parameters._CURSOR.fullmatch(text)
-    for text in ("a.b", f"{'9' * 18}.a.b", f"1.{'a' * 65}.b", "1.a.b.c", "1.a/.b"):
+        assert parameters.cursor_text(parameters._cursor(text)) == text
+    for text in ("a.b", f"{'9' * 19}.a.b", f"1.{'a' * 65}.b", "1.a.b.c", "1.a/.b"):
         assert not pattern.search(text)
         with pytest.raises(ValueError, match="take it from next"):
             parameters._cursor(text)
@@ -194,6 +195,13 @@ def test_its_faults_are_those_of_the_code() -> None:
     assert members["request"].keys() == request["properties"].keys() == set(request["required"])
 
 
+def is_sent_as_nothing(value: object) -> bool:
+    """Tell whether a query that holds this value is sent without it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list) and all(map(is_sent_as_nothing, value))
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 async def test_schemathesis_finds_nothing(
@@ -224,6 +232,8 @@ async def test_schemathesis_finds_nothing(
         order_id = next(ids)
         if order_id is not None and "id" in case.path_parameters and mode.is_positive:
             case.path_parameters["id"] = order_id  # by chance no order would ever be met
+        if any(map(is_sent_as_nothing, (case.query or {}).values())):
+            return  # what is meant to be wrong with it is not
         if mode.is_positive:
             (case.query or {}).pop("wait", None)  # nothing happens here that is worth it
         case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})

@@ -107,7 +107,7 @@ def test_only_the_three_ends_are_not_open() -> None:
 
 
 def follow(served: list[str]) -> tuple[str | None, list[Moved], list[Anomaly]]:
-    """Look at an order once for each served status; return its status, its moves, what was odd."""
+    """Observe an order once for each served status; return its status, its moves, its anomalies."""
     recorded: str | None = None
     moves: list[Moved] = []
     anomalies: list[Anomaly] = []
@@ -151,5 +151,5 @@ def test_an_order_that_ended_never_moves_again(served: list[str]) -> None:
 @given(st.lists(st.sampled_from(STATUSES), min_size=1))
 def test_documented_statuses_never_move_backward(served: list[str]) -> None:
     _, moves, _ = follow(served)
-    places = [STATUSES.index(move.after) for move in moves]
-    assert places == sorted(set(places))
+    numbers = [STATUSES.index(move.after) for move in moves]
+    assert numbers == sorted(set(numbers))

@@ -1,4 +1,4 @@
-"""What Lune's webhooks are worth: when a hint is answered, when webhooks are known to work."""
+"""What Lune's webhooks mean: when a hint is answered, when webhooks are known to work."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_a_lone_order_is_left_for_longer_the_longer_it_was_still(
     assert round((next_check(USUAL, still_for) - NOW) / MINUTE) == minutes
 
 
-def test_a_page_of_orders_is_checked_as_often_as_the_delay_it_hides_is_worth() -> None:
+def test_a_page_of_orders_is_checked_the_more_often_the_more_delay_it_hides() -> None:
     alone = next_check(USUAL, 400 * DAY) - NOW
     four = next_check(USUAL, *[400 * DAY] * 4) - NOW
     assert alone / four == pytest.approx(2)

@@ -43,7 +43,7 @@ def problems(path: Path | None) -> tuple[str, ...]:
     return refused.value.problems
 
 
-def told(file: Path, text: str) -> tuple[str, ...]:
+def refused(file: Path, text: str) -> tuple[str, ...]:
     file.write_text(text, "utf-8")
     return problems(file)
 
@@ -59,7 +59,7 @@ def test_weights_are_by_status_and_above_zero(file: Path) -> None:
     settings = loaded(file, "[harvest]\nweight_paid = 2\nstuck_paid = '3d'\n")
     assert settings.harvest.weights == {**WEIGHTS, "paid": 2.0}
     assert settings.harvest.stuck["paid"] == timedelta(days=3)
-    (problem,) = told(file, "[harvest]\nweight_paid = 0\n")
+    (problem,) = refused(file, "[harvest]\nweight_paid = 0\n")
     assert problem == f"{file}: harvest.weight_paid: input should be greater than 0"
 
 
@@ -96,7 +96,7 @@ def test_every_section_is_read_from_the_file(file: Path) -> None:
     assert settings.storage.path == Path("/srv/a b")
     assert settings.harvest.longest_interval == timedelta(minutes=90)
     assert settings.harvest.interim is True
-    assert settings.webhook.secret_file == Path("hook")
+    assert settings.webhook.secret_file == file.parent / "hook"  # beside the file
     assert settings.log.level == "debug"
 
 
@@ -200,7 +200,7 @@ def test_a_secret_file_is_not_read_while_loading(file: Path) -> None:
 def test_a_wrong_setting_is_named_with_the_file_and_what_it_should_be(
     file: Path, text: str, problem: str
 ) -> None:
-    (only,) = told(file, text)
+    (only,) = refused(file, text)
     assert only.startswith(f"{file}: ")
     assert problem in only
 
@@ -208,13 +208,13 @@ def test_a_wrong_setting_is_named_with_the_file_and_what_it_should_be(
 def test_a_sweep_interval_beyond_the_longest_one_is_refused_though_that_is_a_default(
     file: Path,
 ) -> None:
-    (only,) = told(file, '[harvest]\nsweep_interval = "12h"\n')
+    (only,) = refused(file, '[harvest]\nsweep_interval = "12h"\n')
     assert "longest_interval: should not be shorter than sweep_interval" in only
 
 
 def test_everything_wrong_is_told_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARVESTER_LUNE__APIKEY", CANARY)
-    found = told(
+    found = refused(
         file,
         """
         [lune]
@@ -243,7 +243,7 @@ def test_a_wrong_value_in_the_environment_is_not_blamed_on_the_file(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HARVESTER_LUNE__RATE_LIMIT", "fast")
-    (only,) = told(file, "[lune]\nrate_limit = 12\n")
+    (only,) = refused(file, "[lune]\nrate_limit = 12\n")
     assert "HARVESTER_LUNE__RATE_LIMIT" in only
 
 
@@ -301,7 +301,7 @@ def test_variables_of_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_no_problem_shows_a_value(file: Path, text: str) -> None:
-    assert told(file, text)
+    assert refused(file, text)
 
 
 def test_a_file_that_is_not_text_is_refused_without_showing_it(file: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_command_prints_its_results_as_json() -> None:
         command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert (told["flow"], told["fault"], told["runs"]) == ("backup", "EMFILE once", 1)
-    assert told["codes"] == {"1": 1}
-    assert told["violations"] == {}
+    printed = json.loads(ran.stdout)
+    assert (printed["flow"], printed["fault"], printed["runs"]) == ("backup", "EMFILE once", 1)
+    assert printed["codes"] == {"1": 1}
+    assert printed["violations"] == {}

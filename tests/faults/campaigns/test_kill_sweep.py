@@ -1,4 +1,4 @@
-"""A sample of the kill sweep: three calls of each flow, and that it would tell."""
+"""A sample of the kill sweep: three calls of each flow, and that it would report."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ async def test_what_does_not_hold_is_reported_and_its_files_are_kept(
     shutil.rmtree(folder.parent)
 
 
-def test_the_command_tells_what_it_did() -> None:
+def test_the_command_prints_what_it_did() -> None:
     arguments = ("--flow", "backup", "--sample", "80/1000", "--json")
     command = (sys.executable, "-m", "tests.faults.kill_sweep", *arguments)
     ran = subprocess.run(
         command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert (told["flow"], told["killed"], told["violations"]) == ("backup", 1, {})
+    printed = json.loads(ran.stdout)
+    assert (printed["flow"], printed["killed"], printed["violations"]) == ("backup", 1, {})
 
 
 def test_a_sample_is_some_of_the_calls() -> None:

@@ -12,8 +12,8 @@ async def test_a_daemon_under_faults_stores_everything_and_breaks_no_invariant(
 ) -> None:
     result = await soak(tmp_path, seconds=15, every=1, orders=60)
     assert len(result.samples) >= 5
-    assert result.samples[-1].filed > 0
-    assert result.filed >= result.complete > 0
+    assert result.samples[-1].stored > 0
+    assert result.stored >= result.complete > 0
     assert result.simulated_years > 0.4
     assert len(result.faults) == len(FAULTS)
     assert sum(result.faults.values()) > 0

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harvester.ledger.sql import SqlLedger
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from harvester.domain.errors import HarvesterError, LedgerDamaged, LedgerUnavailable
 from harvester.ledger import migrate
@@ -44,20 +42,16 @@ def path(empty: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 async def kept(path: Path) -> AsyncIterator[Kept]:
     database = Database(path)
-    ledger = SqlLedger(database)
-    await ledger.record_accounts([ACCOUNT], NOW)
-    yield Kept(ledger, database)
+    await record_accounts(database, [ACCOUNT], NOW)
+    yield Kept(database)
     await database.close()
 
 
 async def written(database: Database, statement: str) -> Any:
     """Run one statement in a transaction of its own; return the first value it gives."""
-
-    async def work(connection: AsyncConnection) -> Any:
-        result = await connection.execute(text(statement))
+    async with database.transaction() as tx:
+        result = await tx.execute(text(statement))
         return result.scalar() if result.returns_rows else None
-
-    return await database.write(work)
 
 
 async def read(database: Database, statement: str) -> Any:
@@ -118,7 +112,7 @@ async def test_what_breaks_a_rule_of_the_ledger_is_refused_whole(
     kept: Kept, statement: str
 ) -> None:
     await kept.see(order("o1"), order("o2"))
-    await kept.file(stored())
+    await kept.store(stored())
     assert isinstance(await refusal(written(kept.database, statement)), LedgerDamaged)
     assert await kept.chain() == [(None, "placed")]
     assert await read_certificates(kept.database, "acct", "o1") == [stored()]
@@ -155,7 +149,7 @@ async def test_a_ledger_may_lie_under_any_name(empty: Path, tmp_path: Path) -> N
     assert migrate.upgrade(path) == (None, None)
     assert migrate.current(path) == migrate.head()
     database = Database(path)
-    await SqlLedger(database).record_accounts([ACCOUNT], NOW)
+    await record_accounts(database, [ACCOUNT], NOW)
     await database.close()
     migrate.backup(path, folder / "copy?.db")
     assert {"copy?.db", path.name} <= {file.name for file in folder.iterdir()}
@@ -178,31 +172,34 @@ async def test_a_missing_ledger_is_not_made_by_opening_it(tmp_path: Path) -> Non
 
 
 async def test_writes_at_once_happen_one_after_the_other(kept: Kept) -> None:
-    async def count_up(connection: AsyncConnection) -> None:
-        number = await connection.scalar(text("SELECT sweep_number FROM accounts"))
-        await asyncio.sleep(0)
-        await connection.execute(text("UPDATE accounts SET sweep_number = :n"), {"n": number + 1})
+    async def count_up() -> None:
+        async with kept.database.transaction() as tx:
+            number = await tx.scalar(text("SELECT sweep_number FROM accounts"))
+            await asyncio.sleep(0)
+            await tx.execute(text("UPDATE accounts SET sweep_number = :n"), {"n": number + 1})
 
-    await asyncio.gather(*(kept.database.write(count_up) for _ in range(60)))
+    await asyncio.gather(*(count_up() for _ in range(60)))
     assert await read(kept.database, "SELECT sweep_number FROM accounts") == 60
 
 
 async def test_a_write_that_fails_leaves_nothing_and_the_next_one_works(kept: Kept) -> None:
-    async def broken(connection: AsyncConnection) -> None:
-        await connection.execute(text("UPDATE accounts SET name = 'half'"))
-        raise KeyError("a fault of ours")
+    async def broken() -> None:
+        async with kept.database.transaction() as tx:
+            await tx.execute(text("UPDATE accounts SET name = 'half'"))
+            raise KeyError("a fault of ours")
 
     with pytest.raises(KeyError):
-        await kept.database.write(broken)
+        await broken()
     assert await read_accounts(kept.database) == [ACCOUNT]
     await record_accounts(kept.database, [CLIENT], NOW)
     assert await read_accounts(kept.database) == [ACCOUNT, CLIENT]
 
 
-async def count_twice(connection: AsyncConnection) -> None:
+async def count_twice(database: Database) -> None:
     """Write two rows that have to agree, with room for a cancellation between them."""
-    for column in ("sweep_number", "joined_sweep"):
-        await connection.execute(text(f"UPDATE accounts SET {column} = {column} + 1"))
+    async with database.transaction() as tx:
+        for column in ("sweep_number", "joined_sweep"):
+            await tx.execute(text(f"UPDATE accounts SET {column} = {column} + 1"))
 
 
 async def agreed(kept: Kept) -> int:
@@ -225,7 +222,7 @@ async def usual_seconds(kept: Kept) -> float:
     """Return how long a write takes, on this machine and today."""
     began = time.perf_counter()
     for _ in range(5):
-        await kept.database.write(count_twice)
+        await count_twice(kept.database)
     return (time.perf_counter() - began) / 5
 
 
@@ -234,34 +231,98 @@ lets_go = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 3.13 says so: within the test, which therefore ends by collecting what was dropped."""
 
 
-async def test_a_cancelled_caller_leaves_whole_transactions(kept: Kept) -> None:
+@lets_go
+async def test_a_cancelled_write_leaves_a_whole_transaction_or_none(kept: Kept) -> None:
     dice = random.Random(1)
-    seconds = await usual_seconds(kept)
+    seconds = 2 * await usual_seconds(kept)
+    ended = 0
     for _ in range(200):
-        caller = asyncio.create_task(kept.database.write(count_twice))
-        await cancel_within(caller, dice, seconds)
-        await asyncio.gather(caller, return_exceptions=True)
-    await kept.database.write(count_twice)  # after all those still going on
-    assert await agreed(kept) == 206
+        writer = asyncio.create_task(count_twice(kept.database))
+        await cancel_within(writer, dice, seconds)
+        await asyncio.gather(writer, return_exceptions=True)
+        ended += not writer.cancelled()
+        assert writer.cancelled() or writer.exception() is None
+        await agreed(kept)
+    before = await agreed(kept)
+    assert 5 + ended <= before < 205  # some came to their end, some did not
+    await asyncio.wait_for(count_twice(kept.database), 5)
+    assert await agreed(kept) == before + 1
+    gc.collect()
 
 
 @lets_go
-async def test_a_cancelled_transaction_leaves_a_whole_one_or_none(kept: Kept) -> None:
-    """At the end of a loop every task is cancelled, those that nobody else may cancel too."""
+async def test_a_write_that_is_cancelled_twice_over_leaves_a_whole_one_or_none(kept: Kept) -> None:
+    """At the end of a loop every task is cancelled, those that undo something too."""
     dice = random.Random(2)
-    seconds = 2 * await usual_seconds(kept)
+    seconds = await usual_seconds(kept)
     for _ in range(200):
-        caller = asyncio.create_task(kept.database.write(count_twice))
-        await asyncio.sleep(0)
-        (inner,) = [one for one in asyncio.all_tasks() if one.get_name() == "ledger-write"]
-        await cancel_within(inner, dice, seconds)
-        await asyncio.gather(caller, return_exceptions=True)
+        writer = asyncio.create_task(count_twice(kept.database))
+        await cancel_within(writer, dice, seconds)
+        await cancel_within(writer, dice, seconds / 4)
+        await asyncio.gather(writer, return_exceptions=True)
         await agreed(kept)
     before = await agreed(kept)
-    assert 5 < before < 205  # some came to their end, some did not
-    await asyncio.wait_for(kept.database.write(count_twice), 5)
+    await asyncio.wait_for(count_twice(kept.database), 5)
     assert await agreed(kept) == before + 1
     gc.collect()
+
+
+async def test_who_is_cancelled_while_waiting_for_a_turn_writes_nothing(kept: Kept) -> None:
+    async with kept.database.transaction() as tx:
+        waiting = [asyncio.create_task(count_twice(kept.database)) for _ in range(5)]
+        await asyncio.sleep(0)
+        for writer in waiting[:4]:
+            writer.cancel()
+        await tx.execute(text("UPDATE accounts SET name = 'other'"))
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [writer.cancelled() for writer in waiting] == [True] * 4 + [False]
+    assert await agreed(kept) == 1
+
+
+async def test_every_transaction_is_measured_however_it_ends(path: Path) -> None:
+    seconds: list[float] = []
+    database = Database(path, observe_write=seconds.append)
+    await record_accounts(database, [ACCOUNT], NOW)
+    await refusal(written(database, "UPDATE nothing SET x = 1"))
+
+    begun = asyncio.Event()
+
+    async def wait_inside() -> None:
+        async with database.transaction():
+            begun.set()
+            await asyncio.Event().wait()
+
+    inside = asyncio.create_task(wait_inside())
+    await begun.wait()
+    inside.cancel()
+    await asyncio.gather(inside, return_exceptions=True)
+    assert await read(database, "SELECT count(*) FROM accounts") == 1
+    assert len(seconds) == 3
+    assert all(one >= 0 for one in seconds)
+    await database.close()
+
+
+async def test_a_probe_writes_and_changes_nothing_of_meaning(kept: Kept, path: Path) -> None:
+    await kept.see(order("o1"))
+    with closing(sqlite3.connect(path)) as connection:
+        before = list(connection.iterdump())
+        await kept.database.probe()
+        assert list(connection.iterdump()) == before
+
+
+@pytest.mark.parametrize("fault", ["held", "replaced", "readonly"])
+async def test_a_probe_says_why_nothing_can_be_written(kept: Kept, path: Path, fault: str) -> None:
+    database = Database(path, readonly=True) if fault == "readonly" else kept.database
+    words = {"held": "locked", "replaced": "replaced while it was open", "readonly": "for reading"}
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        if fault == "held":
+            other.execute("BEGIN IMMEDIATE")
+        if fault == "replaced":
+            shutil.copyfile(path, path.with_name("copy.db"))
+            path.with_name("copy.db").replace(path)
+        assert words[fault] in str(await refusal(database.probe()))
+    if fault == "readonly":
+        await database.close()
 
 
 @lets_go
@@ -276,18 +337,22 @@ async def test_cancelled_reads_leave_readers_usable(kept: Kept) -> None:
     gc.collect()
 
 
-async def test_closing_lets_running_writes_end(path: Path) -> None:
+@lets_go
+async def test_closing_after_cancelled_writes_leaves_whole_ones_and_no_lock(path: Path) -> None:
     database = Database(path)
-    await SqlLedger(database).record_accounts([ACCOUNT], NOW)
-    writes = [asyncio.create_task(database.write(count_twice)) for _ in range(20)]
+    await record_accounts(database, [ACCOUNT], NOW)
+    writes = [asyncio.create_task(count_twice(database)) for _ in range(20)]
     await asyncio.sleep(0)
-    for write in writes:
+    for write in writes[1:]:
         write.cancel()
     await asyncio.gather(*writes, return_exceptions=True)
     await database.close()
-    with closing(sqlite3.connect(path)) as connection:
+    assert [write.cancelled() for write in writes] == [False] + [True] * 19
+    with closing(sqlite3.connect(path, timeout=0)) as connection, connection:
         row = connection.execute("SELECT sweep_number, joined_sweep FROM accounts").fetchone()
-    assert row == (20, 20)
+        assert row == (1, 1)
+        connection.execute("UPDATE accounts SET sweep_number = 9")
+    gc.collect()
 
 
 # The write-ahead log.
@@ -295,7 +360,7 @@ async def test_closing_lets_running_writes_end(path: Path) -> None:
 
 async def test_closing_leaves_no_write_ahead_log_behind(path: Path) -> None:
     database = Database(path)
-    await SqlLedger(database).record_accounts([ACCOUNT], NOW)
+    await record_accounts(database, [ACCOUNT], NOW)
     assert await read(database, "SELECT count(*) FROM accounts") == 1
     assert path.with_name("ledger.db-wal").stat().st_size > 0
     await database.close()
