@@ -68,12 +68,14 @@ def check_token(settings: Settings) -> None:
 
 
 async def describe_standing(app: App, daemon: Daemon) -> str:
-    """Say in a line how things stand, asked in the writer's turn: it shows that it answers.
+    """Say in a line how things stand, and show by an empty transaction that the ledger answers.
 
     Raises ``LedgerUnavailable`` and its like.
     """
-    async with app.database.transaction() as tx:
-        statistics = await read_statistics(tx, app.context.clock())
+    async with app.database.transaction():
+        pass
+    async with app.database.read() as connection:
+        statistics = await read_statistics(connection, app.context.clock())
     last = last_good_sweep(app, statistics)
     age = None if last is None else app.context.clock() - last
     return standing(statistics.followed, statistics.owed, age, *daemon.troubles)

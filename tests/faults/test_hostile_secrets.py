@@ -1,4 +1,4 @@
-"""The key and where it must not be: on the proxy, in a command line, in a log, read by others."""
+"""The key and where it must not be: on the network, in a command line, in a log, read by others."""
 
 from __future__ import annotations
 
