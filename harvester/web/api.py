@@ -19,6 +19,7 @@ from harvester.ledger.database import Database
 from harvester.ledger.queries import Cursor, OrderDetail, find_orders, stream_orders
 from harvester.web.certificates import choose, send_certificate
 from harvester.web.changes import Changes
+from harvester.web.local_socket import error_members
 from harvester.web.parameters import (
     Parameters,
     cursor_text,
@@ -101,8 +102,9 @@ class Api:
             found = await self._app.tracker.track(
                 wanted.references, by_key=wanted.by_key, account_id=wanted.account_id
             )
-        except AccountRefused:
-            raise Problem(404, "the key reaches no such account") from None
+        except AccountRefused as error:
+            members = error_members(error)
+            raise Problem(404, "the key reaches no such account", **members) from None
         self._wake("collect")
         return web.json_response({"tracked": [asdict(one) for one in found]})
 

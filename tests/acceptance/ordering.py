@@ -17,7 +17,7 @@ from tests.integration.order_desk import OrderDesk
 
 MASS = ("order", "by-mass", "259.11", "kg")
 BUY = (*MASS, "--yes", "--idempotency-key", "K")
-PLACED_BEFORE = "was placed before under this key"
+ORDERED_BEFORE = "was ordered before under this key"
 
 
 def at_the_desk(folder: Path, desk: OrderDesk) -> Home:

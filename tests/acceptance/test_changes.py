@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,15 @@ async def test_an_unknown_order_is_named_and_the_known_ones_are_followed(
     assert list(await home.orders()) == [order.id]
 
 
-async def test_hostile_ids_are_refused_without_asking_lune(home: Home, lune: Sandbox) -> None:
-    ran = await home.run("track", "--json", "--", *HOSTILE)
-    assert ran.code == 3
+@pytest.mark.parametrize("daemon_runs", [False, True])
+async def test_hostile_ids_are_refused_without_asking_lune(
+    home: Home, lune: Sandbox, daemon_runs: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        if daemon_runs:
+            await stack.enter_async_context(home.daemon())
+        ran = await home.run("track", "--json", "--", *HOSTILE)
+    assert ran.code == 3, ran.err
     assert len(ran.rows()) == len(HOSTILE)
     assert all(row["problem"] for row in ran.rows())
     assert len(ran.err.splitlines()) == len(HOSTILE)

@@ -211,7 +211,7 @@ async def test_status_says_the_same_to_a_person(home: Home) -> None:
     assert "1 owed" in ran.out
     assert "complete" in ran.out
     assert "next wake-up: 20" in ran.out
-    assert "nothing" in ran.out.splitlines()[0]
+    assert ran.out.splitlines()[0] == "daemon: no daemon is running"
 
 
 @pytest.mark.parametrize("arguments", [["orders"], ["show", "some"], ["status"], ["export"]])

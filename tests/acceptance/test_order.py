@@ -98,7 +98,7 @@ async def test_an_order_is_placed_shown_and_followed_under_a_key_that_is_made(
     assert f"idempotency key: {order.idempotency_key}" in ran.err
     assert ran.out.splitlines()[-2:] == [
         "total\t0.259109\t\t7.32\t",
-        f"order {order.id} is placed: received; it is followed",
+        f"{order.id} ordered (Lune: received); its certificate will be stored",
     ]
     shown = await home.show(order.id)
     assert shown["idempotency_key"] == order.idempotency_key
@@ -126,7 +126,7 @@ async def test_waiting_stays_until_the_certificate_is_stored_whoever_is_followed
 async def test_waiting_in_vain_is_said_with_3(home: Home, lune: Sandbox) -> None:
     ran = await home.run(*BUY, "--wait", "200ms")
     assert ran.code == 3
-    assert "is placed: received; it is followed" in ran.out
+    assert "ordered (Lune: received); its certificate will be stored" in ran.out
     assert "not stored yet" in ran.err
     assert chain(home) == [("received", "track")]
 

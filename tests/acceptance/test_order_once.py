@@ -14,7 +14,7 @@ from tests.acceptance.harness import Home, until
 from tests.acceptance.ordering import (
     BUY,
     MASS,
-    PLACED_BEFORE,
+    ORDERED_BEFORE,
     chain,
     open_purchases,
 )
@@ -51,7 +51,7 @@ async def test_a_refusal_is_reported_with_3_and_leaves_the_key_free(
             assert ran.code == 3, ran.err
             assert code in ran.err
             assert MESSAGE in ran.err
-            assert "is placed" not in ran.out
+            assert " ordered " not in ran.out
             assert "Private" not in ran.out + ran.err
         assert chain(shop) == []
         ran = await shop.run("order", "by-value", "5", "--yes", "--idempotency-key", "K")
@@ -94,7 +94,7 @@ async def test_an_order_placed_elsewhere_under_the_key_is_ours_and_the_key_is_ta
     order = lune.create_order("paid", hold=True, idempotency_key="K")
     ran = await home.run(*BUY)
     assert ran.code == 0, ran.err
-    assert f"order {order.id} {PLACED_BEFORE}: paid" in ran.out
+    assert f"{order.id} {ORDERED_BEFORE} (Lune: paid); its certificate will be stored" in ran.out
     assert chain(home) == [("paid", "track")]
     other = await home.run("order", "by-mass", "259.12", *BUY[3:])
     assert other.code == 2
@@ -106,8 +106,8 @@ async def test_an_answer_that_is_lost_is_made_up_for_by_asking(shop: Home, desk:
     desk.turns.append(Turn(silence="drop"))
     ran = await shop.run(*BUY, *PRIVATE)
     assert ran.code == 0, ran.err
-    assert "order Order1 is placed: received; it is followed" in ran.out
-    assert "order in doubt" in ran.err
+    assert "Order1 ordered (Lune: received); its certificate will be stored" in ran.out
+    assert "purchase in doubt" in ran.err
     assert "Private" not in ran.out + ran.err
     assert len(desk.posts()) == 1
 
@@ -127,7 +127,7 @@ async def test_killed_while_the_order_is_sent_and_run_again_it_is_bought_once(
     await killed_while_the_order_hangs(shop, desk)
     ran = await shop.run(*BUY)
     assert ran.code == 0, ran.err
-    assert f"order Order1 {PLACED_BEFORE}: received; it is followed" in ran.out
+    assert f"Order1 {ORDERED_BEFORE} (Lune: received); its certificate will be stored" in ran.out
     assert list(desk.orders) == [(OWN, "K")]
     assert len(desk.posts()) == 1
     shown = await shop.show("K")
@@ -150,7 +150,7 @@ async def test_killed_before_the_order_is_sent_nothing_is_bought_until_it_is_run
     assert not shop.ledger.exists()
     ran = await shop.run(*BUY)
     assert ran.code == 0, ran.err
-    assert "is placed: received" in ran.out
+    assert "Order1 ordered (Lune: received)" in ran.out
     assert len(desk.posts()) == len(desk.orders) == 1
 
 
@@ -221,7 +221,7 @@ async def test_a_killed_command_leaves_its_order_to_the_daemon(shop: Home, desk:
         await killed_while_the_order_hangs(shop, desk)
         ran = await shop.run(*BUY)
         assert ran.code == 0, ran.err
-        assert f"order Order1 {PLACED_BEFORE}" in ran.out
+        assert f"Order1 {ORDERED_BEFORE}" in ran.out
     assert len(desk.posts()) == len(desk.orders) == 1
 
 
@@ -237,7 +237,7 @@ async def test_a_daemon_that_is_killed_in_the_middle_leaves_a_doubt_that_names_t
     ((_, key),) = desk.orders
     again = await shop.run(*MASS, "--yes", "--idempotency-key", key)
     assert again.code == 0, again.err
-    assert PLACED_BEFORE in again.out
+    assert ORDERED_BEFORE in again.out
     assert len(desk.posts()) == len(desk.orders) == 1
     assert "Traceback" not in ran.err
     assert ran.code == 3, ran.err

@@ -105,9 +105,7 @@ async def test_the_text_follows_what_the_daemon_does(tmp_path: Path, sandbox: Sa
     home = Home(tmp_path, sandbox, harvest__sweep_interval="300ms")
     words = "following 1 order, 0 certificates owed, last"
     async with managed(home, watchdog=2_000_000) as (manager, _):
-        await until(
-            lambda: manager.received("STATUS", words)
-        )
+        await until(lambda: manager.received("STATUS", words))
         assert manager.received("WATCHDOG")
         sandbox.faults.add("revoked-key")
         await until(lambda: manager.received("STATUS", "Lune refuses the key"))

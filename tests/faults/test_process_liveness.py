@@ -50,6 +50,7 @@ async def test_a_request_that_trickles_ends_at_its_deadline(scene: Scene) -> Non
     scene.proxy.script(trickle(response(200, whole, "application/pdf"), 0.05), "certificate")
     await scene.drain()
     first = next(seen for seen in scene.proxy.requests if seen.endpoint == "certificate")
+    await until(lambda: first.ended_at is not None)
     assert first.ended_at is not None
     assert first.ended_at - first.at <= BOUND
     assert scene.home.files()
