@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -72,13 +73,16 @@ def _track(
     invocation: Invocation, references: list[str], by_key: bool, account: str | None
 ) -> list[dict[str, Any]]:
     """Have the daemon that runs follow the orders, some at a time, or do it ourselves."""
+    from harvester.harvest.track import Tracked, broken_rule
     from harvester.web.local_socket import NoDaemonError, ask_daemon
 
     ledger = invocation.settings.database.path
-    found: list[dict[str, Any]] = []
+    problems = {one: broken_rule(one, by_key=by_key) for one in references}
+    found = [asdict(Tracked(one, problem=problem)) for one, problem in problems.items() if problem]
+    good = [one for one in references if problems[one] is None]
     try:
-        for begin in range(0, len(references), _AT_ONCE):
-            some = references[begin : begin + _AT_ONCE]
+        for begin in range(0, len(good), _AT_ONCE):
+            some = good[begin : begin + _AT_ONCE]
             body = {"references": some, "by_key": by_key, "account_id": account}
             answer = ask_daemon(ledger, "POST", "/v1/orders", body, timeout=_TIMEOUT)
             found += answer["tracked"]
@@ -90,8 +94,6 @@ def _track(
 async def _track_ourselves(
     invocation: Invocation, references: list[str], by_key: bool, account: str | None
 ) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
     from harvester.app import open_app
     from harvester.context import Stop
 

@@ -54,7 +54,7 @@ class Tracker:
         return [await self._track(one, by_key, accounts) for one in dict.fromkeys(references)]
 
     async def _track(self, reference: str, by_key: bool, accounts: Sequence[Account]) -> Tracked:
-        problem = _rule_broken(reference, by_key=by_key)
+        problem = broken_rule(reference, by_key=by_key)
         if problem is not None:
             return Tracked(reference, problem=problem)
         problem = f"Lune knows no such order in {_named(accounts)}"
@@ -88,7 +88,8 @@ async def record_tracked(
     log_recorded(account.id, recorded)
 
 
-def _rule_broken(reference: str, *, by_key: bool) -> str | None:
+def broken_rule(reference: str, *, by_key: bool) -> str | None:
+    """Say why a reference can be no order's id, or no idempotency key; None when it can."""
     if not by_key:
         return (
             None if is_identifier(reference) else "not an order id: letters, digits, - and _ only"

@@ -6,7 +6,8 @@ done is durable. The bodies are our own commands'; anything else is a bad reques
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -42,11 +43,7 @@ class Control:
         self, change: Callable[[Mapping[str, Any]], Awaitable[object]]
     ) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
-            body = await read_json(request, _LARGEST_BODY)
-            try:
-                answer = await change(body)
-            except (KeyError, TypeError, ValueError) as error:
-                raise Problem(400, f"not a request of ours: {type(error).__name__}") from None
+            answer = await change(await read_json(request, _LARGEST_BODY))
             self._wake("collect")
             return web.json_response(answer)
 
@@ -63,22 +60,37 @@ class Control:
         )
 
     async def _purchase(self, body: Mapping[str, Any]) -> object:
-        account = await self._app.accounts.account(body["account_id"])
-        purchase = Purchase(body["kind"], body["request"])
-        placed = await self._app.purchaser.place(account, purchase, body["idempotency_key"])
-        return asdict(placed)
+        with _reading():
+            account_id, key = body["account_id"], body["idempotency_key"]
+            purchase = Purchase(body["kind"], body["request"])
+        account = await self._app.accounts.account(account_id)
+        return asdict(await self._app.purchaser.place(account, purchase, key))
 
     async def _retry(self, body: Mapping[str, Any]) -> object:
+        with _reading():
+            order_ids = body["order_ids"]
         now = self._app.context.clock()
-        return await retry_certificates(self._app.database, now, body["order_ids"])
+        return await retry_certificates(self._app.database, now, order_ids)
 
     async def _repair(self, body: Mapping[str, Any]) -> object:
-        found = [
-            Discrepancy(**{**one, "finding": Finding(one["finding"])})
-            for one in body["discrepancies"]
-        ]
+        with _reading():
+            found = [
+                Discrepancy(**{**one, "finding": Finding(one["finding"])})
+                for one in body["discrepancies"]
+            ]
         now = self._app.context.clock()
         return await reopen(self._app.database, self._app.archive, found, now)
 
     async def _resend(self, body: Mapping[str, Any]) -> object:
-        return await self._app.dispatcher.resend(body["seqs"], body["receiver"])
+        with _reading():
+            seqs, receiver = body["seqs"], body["receiver"]
+        return await self._app.dispatcher.resend(seqs, receiver)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Refuse a body that is not one of our commands', while it is read and no longer."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise Problem(400, f"not a request of ours: {type(error).__name__}") from None

@@ -26,7 +26,7 @@ _ORDERS: Final = 100
 _LONGEST_TEXT: Final = 100
 _LARGEST_VERSION: Final = 999_999_999
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
-_CURSOR: Final = re.compile(r"(-?\d{1,18})\.([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]{1,64})")
+_CURSOR: Final = re.compile(r"(-?[0-9]{1,18})\.([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]{1,64})")
 _CERTIFICATE: Final = ("none", *map(str, CertificateState))
 
 

@@ -177,7 +177,7 @@ async def test_interrupted_while_the_order_is_sent_the_key_is_known_and_the_orde
     async with shop.running(*BUY) as buying:
         await until(lambda: desk.orders)
         stopped = await buying.end(signal.SIGINT)
-    assert stopped.code == 130
+    assert stopped.code == 130, stopped.err
     assert "idempotency key: K" in stopped.err
     assert "Traceback" not in stopped.err
     assert open_purchases(shop) == ["K"]

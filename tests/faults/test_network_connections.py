@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from harvester.app import App
 from harvester.domain.orders import Account, Order
-from harvester.lune import ClientOptions, Deadlines
+from harvester.lune import Deadlines
 from harvester.runtime.drain import Drain
 from tests.acceptance.harness import events, until
 from tests.faults.catalogue import fault
@@ -21,7 +22,9 @@ from tests.faults.proxy import Answer, Exchange, hang_up, silence, through
 from tests.faults.scene import HASTY, Scene
 from tests.faults.tcp_relay import TcpRelay, bound_socket, never_accepting, relaying
 
-SHORT = ClientOptions(Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0))
+SHORT = replace(HASTY, deadlines=Deadlines(connect=0.8, read=0.8, total=5.0, certificate_total=5.0))
+REAL_BACK_OFF = replace(SHORT, sleep=asyncio.sleep)
+"""For a fault that takes no time by itself: all tries would be over at once."""
 
 
 async def drain_until_it_listens(scene: Scene, word: str, *, nobody_accepts: bool) -> None:
@@ -34,7 +37,7 @@ async def drain_until_it_listens(scene: Scene, word: str, *, nobody_accepts: boo
                 draining = asyncio.create_task(scene.drain(options=SHORT))
                 await until(lambda: word in scene.log_text())
         else:
-            draining = asyncio.create_task(scene.drain(options=SHORT))
+            draining = asyncio.create_task(scene.drain(options=REAL_BACK_OFF))
             await until(lambda: word in scene.log_text())
         await relay.listen(sock)
         report = await draining

@@ -176,7 +176,7 @@ def _catches(process: int, number: signal.Signals) -> bool:
 @fault("S5")
 async def test_a_stopped_process_makes_up_for_nothing_when_it_is_continued(scene: Scene) -> None:
     scene.home.configure(harvest__sweep_interval="1s", lune__rate_limit=8)
-    for _ in range(40):
+    for _ in range(28):
         scene.order()
     async with scene.home.daemon() as daemon:
         await until(lambda: scene.proxy.count("certificate") > 2)
