@@ -164,7 +164,13 @@ def _engine(path: Path, *, readonly: bool, size: int) -> AsyncEngine:
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
+    def roll_back(connection: DBAPIConnection, _record: object, _cause: object) -> None:
+        # A statement that was cancelled lives on in the traceback, and with it a connection that
+        # was closed: until garbage is collected it would keep its lock, and every write fail.
+        connection.rollback()
+
     event.listen(engine.sync_engine, "connect", connect)
+    event.listen(engine.sync_engine, "invalidate", roll_back)
     event.listen(engine.sync_engine, "begin", begin)
     return engine
 

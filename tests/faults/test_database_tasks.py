@@ -6,6 +6,8 @@ import asyncio
 import random
 import sys
 
+from sqlalchemy import text
+
 from harvester.runtime.drain import Drain
 from tests.faults.catalogue import fault
 from tests.faults.scene import Scene
@@ -43,6 +45,26 @@ async def test_a_drain_cancelled_at_any_moment_leaves_whole_transactions(scene: 
         report = await Drain(app).run()
     assert report.unfinished == []
     assert len(scene.home.files()) == 40
+
+
+@fault("D15")
+async def test_a_cancelled_write_leaves_the_ledger_to_the_next_one_at_once(scene: Scene) -> None:
+    dice = random.Random(15)
+    async with scene.open() as app:
+
+        async def write() -> None:
+            async with app.database.transaction() as tx:
+                for _ in range(5):
+                    await tx.execute(text("UPDATE accounts SET sweep_number = sweep_number + 1"))
+                    await tx.execute(text("SELECT count(*) FROM orders"))
+
+        for _ in range(200):
+            writing = asyncio.create_task(write())
+            await asyncio.sleep(dice.uniform(0, 0.01))  # the moment is the point
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            async with asyncio.timeout(2):
+                await app.database.probe()
 
 
 @fault("D16")
